@@ -1,0 +1,3 @@
+//! The load generator of redlockd.
+
+fn main() {}

@@ -1,0 +1,455 @@
+//! Taking a lock: one task for each caller, one ballot for each try.
+//!
+//! A try reads the start instant, posts a SET to every node, and sleeps. Votes are counted where the replies arrive; the one
+//! that makes the quorum also asks for the token, so that the task is woken once, when all is known. Whatever happens after
+//! that, the try ends in one of two ways: its [`Grant`] is delivered, or the ballot is given up and cleaned up.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use crate::engine::backoff::Backoff;
+use crate::engine::fencing::Token;
+use crate::engine::lease::{LockName, LockValue, Owner, RequestKey, Ttl};
+use crate::engine::quorum::NodeIndex;
+use crate::engine::reply::{Reply, WhyKind};
+use crate::engine::round::{AcquireRound, Loss, Step};
+use crate::engine::validity::{self, Validity};
+use crate::metrics::AttemptOutcome;
+use crate::node::link::STALL_GRACE;
+use crate::node::mailbox::{Place, ReplyTo};
+use crate::node::{NodeTime, Op};
+
+use super::fence::{Fence, TokenTo};
+use super::lock_id::LockId;
+use super::{Coordinator, NoQuorum, NodeWord};
+
+/// Between the tries of a caller that waits.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(250));
+
+/// The shortest time that an attempt waits for its votes.
+const SHORTEST_VOTE: Duration = Duration::from_millis(5);
+
+/// What a caller wants; every field is within its bounds.
+#[derive(Clone, Debug)]
+pub struct AcquireSpec {
+    /// What to lock.
+    pub name: LockName,
+    /// For how long.
+    pub ttl: Ttl,
+    /// How long to wait for it.
+    pub wait: Duration,
+    /// The public label.
+    pub owner: Option<Owner>,
+    /// Whether a grant without a token is of no use.
+    pub token_required: bool,
+    /// The client's request id and its number of the try.
+    pub request: Option<(Vec<u8>, u32)>,
+    /// The least validity that is of use, in milliseconds.
+    pub min_validity_ms: u64,
+    /// When the request came.
+    pub received: Instant,
+    /// When the client stops listening.
+    pub deadline: Option<Instant>,
+}
+
+/// Why a lock was not taken. Nothing of ours stays on the nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AcquireFailure {
+    /// Somebody else has it.
+    Contended {
+        /// The holder's label.
+        owner: Option<Owner>,
+        /// When it may be free.
+        retry_after: Duration,
+    },
+    /// Too few nodes replied.
+    NoQuorum(NoQuorum),
+    /// The fencing counter did not answer.
+    NoToken(NodeWord),
+    /// The votes or the token came so late that too little was left of the TTL.
+    TooLate {
+        /// From the start of the try to the last reply.
+        elapsed: Duration,
+        /// What the lease would have lasted.
+        ttl: Ttl,
+    },
+    /// The client's deadline passed.
+    Deadline,
+    /// The proxy is shutting down.
+    Draining,
+}
+
+/// A lease that has been granted, until its answer has been delivered. Dropped before that, it is released.
+pub struct Grant {
+    ballot: Arc<Ballot>,
+    coordinator: Arc<Coordinator>,
+    /// The token, or why there is none.
+    pub token: Result<Token, WhyKind>,
+    delivered: bool,
+}
+
+impl Grant {
+    /// What is left of the lease now, and the time since `received`; `None` if it is too little.
+    pub fn answer(&self, received: Instant) -> Option<(Validity, Duration)> {
+        let now = self.coordinator.env.now();
+        let left = self.ballot.validity(&self.coordinator, now)?;
+        Some((left, now - received))
+    }
+
+    /// The lease as its holder shall know it.
+    pub fn lock_id(&self) -> LockId {
+        LockId {
+            name: self.ballot.name.clone(),
+            value: self.ballot.value.clone(),
+            token: self.token.as_ref().ok().copied(),
+            granted_at: self.coordinator.env.wall_clock(),
+        }
+    }
+
+    /// The answer has been written: from now on the lease is the client's.
+    pub fn delivered(mut self) {
+        self.delivered = true;
+        self.ballot.lock().places.clear();
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        if !self.delivered {
+            self.coordinator.metrics.attempt(AttemptOutcome::Abandoned);
+            self.ballot.give_up(&self.coordinator);
+        }
+    }
+}
+
+/// Where the votes of one try are counted.
+struct Ballot {
+    name: LockName,
+    value: LockValue,
+    ttl: Ttl,
+    min_validity_ms: u64,
+    started: Instant,
+    fence: Arc<Fence>,
+    this: Weak<Self>,
+    state: Mutex<BallotState>,
+    decided: Notify,
+}
+
+struct BallotState {
+    round: AcquireRound,
+    /// Reserved in each mailbox for the release that may be needed.
+    places: Vec<Option<Place>>,
+    result: Option<VoteResult>,
+}
+
+/// How a vote ended.
+#[derive(Clone, Debug)]
+enum VoteResult {
+    Lost(Loss),
+    /// A quorum, and then the token or why there is none.
+    Quorum(Result<Token, WhyKind>),
+}
+
+impl Ballot {
+    fn lock(&self) -> MutexGuard<'_, BallotState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn advance(&self, step: Step) {
+        match step {
+            Step::Wait => {}
+            Step::GiveUp(loss) => self.conclude(VoteResult::Lost(loss)),
+            // The ballot is alive: whoever calls this holds it.
+            Step::Grant => {
+                if let Some(this) = self.this.upgrade() {
+                    self.fence.request(this);
+                }
+            }
+        }
+    }
+
+    fn conclude(&self, result: VoteResult) {
+        self.lock().result = Some(result);
+        self.decided.notify_one();
+    }
+
+    /// What is left of the lease, if it is enough.
+    fn validity(&self, coordinator: &Coordinator, now: Instant) -> Option<Validity> {
+        let left = validity::validity(self.ttl, now - self.started, coordinator.settings.drift)?;
+        (left.as_millis() >= self.min_validity_ms).then_some(left)
+    }
+
+    /// Releases every node that may hold the value; takes back what has not been sent.
+    fn give_up(self: &Arc<Self>, coordinator: &Coordinator) {
+        let releases: Vec<(NodeIndex, Option<Place>)> = {
+            let state = &mut *self.lock();
+            let nodes = state.round.give_up();
+            let releases = nodes.into_iter().map(|node| (node, state.places.get_mut(node).and_then(Option::take))).collect();
+            state.places.clear();
+            releases
+        };
+        let now = coordinator.env.now();
+        for (node, place) in releases {
+            let link = &coordinator.links[node];
+            let op = Op::Release { key: coordinator.key(&self.name), value: self.value.clone() };
+            let cleanup = Arc::new(Cleanup(self.clone()));
+            match place {
+                Some(place) => link.post_in(place, op, cleanup, now),
+                None => link.post(op, cleanup, now),
+            }
+        }
+    }
+}
+
+impl ReplyTo for Ballot {
+    fn on_sending(&self, node: NodeIndex) -> bool {
+        self.lock().round.on_sending(node)
+    }
+
+    fn on_reply(&self, node: NodeIndex, reply: Reply, _: Option<NodeTime>) {
+        let step = self.lock().round.on_reply(node, reply);
+        self.advance(step);
+    }
+}
+
+impl TokenTo for Ballot {
+    fn on_token(&self, token: Result<Token, WhyKind>) {
+        self.conclude(VoteResult::Quorum(token));
+    }
+}
+
+/// The release of a ballot that was given up. A refusal that arrives before it is sent makes it needless.
+struct Cleanup(Arc<Ballot>);
+
+impl ReplyTo for Cleanup {
+    fn on_sending(&self, node: NodeIndex) -> bool {
+        self.0.lock().round.needs_release(node)
+    }
+
+    fn on_reply(&self, _: NodeIndex, _: Reply, _: Option<NodeTime>) {}
+}
+
+/// How a try ended.
+enum Tried {
+    Granted(Grant),
+    Failed(AcquireFailure),
+    /// Nobody waits for the answer any more.
+    Abandoned,
+}
+
+/// Tries until the lock is granted, the wait is over, or nobody waits any more.
+pub(super) async fn run(
+    coordinator: Arc<Coordinator>,
+    spec: AcquireSpec,
+    mut answer: oneshot::Sender<Result<Grant, AcquireFailure>>,
+) {
+    let waits = spec.wait > Duration::ZERO;
+    if waits {
+        coordinator.metrics.wait_begins();
+    }
+    let outcome = try_until(&coordinator, &spec, &mut answer).await;
+    if waits {
+        coordinator.metrics.wait_ends(coordinator.env.now() - spec.received);
+    }
+    if let Some(outcome) = outcome {
+        // A grant that comes back because nobody awaits it is dropped here, and so released.
+        drop(answer.send(outcome));
+    }
+}
+
+async fn try_until(
+    coordinator: &Arc<Coordinator>,
+    spec: &AcquireSpec,
+    answer: &mut oneshot::Sender<Result<Grant, AcquireFailure>>,
+) -> Option<Result<Grant, AcquireFailure>> {
+    let wait_ends = spec.received + spec.wait;
+    let mut failures = 0;
+    loop {
+        let failure = match one_try(coordinator, spec, answer).await {
+            Tried::Granted(grant) => return Some(Ok(grant)),
+            Tried::Abandoned => return None,
+            Tried::Failed(failure) => failure,
+        };
+        let now = coordinator.env.now();
+        let final_failure = matches!(failure, AcquireFailure::Deadline | AcquireFailure::Draining);
+        if final_failure || now >= wait_ends {
+            return Some(Err(failure));
+        }
+        failures += 1;
+        let next_try = (now + pause(&failure, failures, coordinator.env.random())).min(wait_ends);
+        tokio::select! {
+            biased;
+            () = answer.closed() => return None,
+            () = coordinator.draining.cancelled() => return Some(Err(AcquireFailure::Draining)),
+            () = coordinator.deadline(spec.deadline.filter(|at| *at <= next_try)) => return Some(Err(AcquireFailure::Deadline)),
+            () = coordinator.env.sleep_until(next_try) => {}
+        }
+    }
+}
+
+/// How long to pause before the next try: not longer than the holder's keys live.
+fn pause(failure: &AcquireFailure, failures: u32, random: u64) -> Duration {
+    let delay = RETRY.delay(failures, random);
+    match failure {
+        AcquireFailure::Contended { retry_after, .. } => delay.min(*retry_after + Duration::from_millis(1)),
+        _ => delay,
+    }
+}
+
+async fn one_try(
+    coordinator: &Arc<Coordinator>,
+    spec: &AcquireSpec,
+    answer: &mut oneshot::Sender<Result<Grant, AcquireFailure>>,
+) -> Tried {
+    let ballot = open(coordinator, spec);
+    let tried = match await_votes(coordinator, spec, &ballot, answer).await {
+        Awaited::Decided(result) => judge(coordinator, spec, &ballot, result),
+        Awaited::Deadline => Tried::Failed(AcquireFailure::Deadline),
+        Awaited::Abandoned => Tried::Abandoned,
+    };
+    let outcome = match &tried {
+        Tried::Granted(_) => AttemptOutcome::Granted,
+        Tried::Failed(AcquireFailure::Contended { .. }) => AttemptOutcome::Contended,
+        Tried::Failed(AcquireFailure::NoQuorum(_) | AcquireFailure::NoToken(_)) => AttemptOutcome::NoQuorum,
+        Tried::Failed(AcquireFailure::TooLate { .. }) => AttemptOutcome::TooLate,
+        Tried::Failed(AcquireFailure::Deadline | AcquireFailure::Draining) | Tried::Abandoned => AttemptOutcome::Abandoned,
+    };
+    coordinator.metrics.attempt(outcome);
+    if !matches!(tried, Tried::Granted(_)) {
+        ballot.give_up(coordinator);
+    }
+    tried
+}
+
+/// Starts the clock, then posts the SETs.
+fn open(coordinator: &Arc<Coordinator>, spec: &AcquireSpec) -> Arc<Ballot> {
+    let value = LockValue::new(coordinator.env.secret(), request_key(coordinator, spec), spec.owner.as_ref());
+    // Before the operation enters any mailbox: all the time that it waits there is charged to the lease.
+    let started = coordinator.env.now();
+    let ballot = Arc::new_cyclic(|this| Ballot {
+        name: spec.name.clone(),
+        value: value.clone(),
+        ttl: spec.ttl,
+        min_validity_ms: spec.min_validity_ms,
+        started,
+        fence: coordinator.fence.clone(),
+        this: this.clone(),
+        state: Mutex::new(BallotState {
+            round: AcquireRound::new(coordinator.settings.quorum),
+            places: Vec::new(),
+            result: None,
+        }),
+        decided: Notify::new(),
+    });
+    let key = coordinator.key(&spec.name);
+    let post = |link: &Arc<crate::node::link::Link>| {
+        let op = Op::Acquire { key: key.clone(), value: value.clone(), ttl: spec.ttl };
+        link.post_acquire(op, ballot.clone(), started)
+    };
+    let places = coordinator.links.iter().map(post).collect();
+    ballot.lock().places = places;
+    ballot
+}
+
+fn request_key(coordinator: &Coordinator, spec: &AcquireSpec) -> Option<RequestKey> {
+    use std::sync::atomic::Ordering;
+    let (request_id, attempt) = spec.request.as_ref()?;
+    let name = spec.name.as_str().as_bytes();
+    let digest = Sha256::new().chain_update((name.len() as u64).to_be_bytes()).chain_update(name).chain_update(request_id);
+    let digest = digest.finalize();
+    let request = digest.iter().take(16).fold(0_u128, |number, byte| number << 8 | u128::from(*byte));
+    let try_number = coordinator.tries.fetch_add(1, Ordering::Relaxed);
+    Some(RequestKey { request, attempt: *attempt, try_number })
+}
+
+enum Awaited {
+    Decided(VoteResult),
+    Deadline,
+    Abandoned,
+}
+
+async fn await_votes(
+    coordinator: &Coordinator,
+    spec: &AcquireSpec,
+    ballot: &Ballot,
+    answer: &mut oneshot::Sender<Result<Grant, AcquireFailure>>,
+) -> Awaited {
+    let votes_end = ballot.started + (spec.ttl.as_duration() / 10).max(SHORTEST_VOTE);
+    let mut votes_timer = coordinator.env.sleep_until(votes_end);
+    let mut deadline = Box::pin(coordinator.deadline(spec.deadline));
+    let mut stage = VoteStage::Open;
+    loop {
+        // Biased: what has been received counts before any timer is looked at.
+        tokio::select! {
+            biased;
+            () = ballot.decided.notified() => {
+                if let Some(result) = ballot.lock().result.take() {
+                    return Awaited::Decided(result);
+                }
+            }
+            () = answer.closed() => return Awaited::Abandoned,
+            () = &mut votes_timer, if stage != VoteStage::Closed => {
+                let now = coordinator.env.now();
+                if stage == VoteStage::Open && now > votes_end + STALL_GRACE {
+                    // This proxy was stopped: the replies may be in the sockets.
+                    stage = VoteStage::Stalled;
+                    votes_timer = coordinator.env.sleep_until(now + STALL_GRACE);
+                } else {
+                    stage = VoteStage::Closed;
+                    let step = ballot.lock().round.on_timeout();
+                    ballot.advance(step);
+                }
+            }
+            () = &mut deadline => return Awaited::Deadline,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum VoteStage {
+    /// Votes are awaited.
+    Open,
+    /// The end came late; a moment is left for replies that are there but unread.
+    Stalled,
+    /// Only the token can still be under way: it has its own time-out.
+    Closed,
+}
+
+fn judge(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, ballot: &Arc<Ballot>, result: VoteResult) -> Tried {
+    let token = match result {
+        VoteResult::Lost(loss) => return Tried::Failed(lost(coordinator, ballot, loss)),
+        VoteResult::Quorum(Err(why)) if spec.token_required => {
+            let node = coordinator.fence.link().address().clone();
+            return Tried::Failed(AcquireFailure::NoToken(NodeWord { node, said: why.to_string() }));
+        }
+        VoteResult::Quorum(token) => token,
+    };
+    // Read after the last reply that the grant needs, the token's included.
+    let now = coordinator.env.now();
+    match ballot.validity(coordinator, now) {
+        None => Tried::Failed(AcquireFailure::TooLate { elapsed: now - ballot.started, ttl: spec.ttl }),
+        Some(left) => {
+            coordinator.metrics.granted(left.as_duration(), spec.ttl.as_duration());
+            Tried::Granted(Grant { ballot: ballot.clone(), coordinator: coordinator.clone(), token, delivered: false })
+        }
+    }
+}
+
+fn lost(coordinator: &Coordinator, ballot: &Ballot, loss: Loss) -> AcquireFailure {
+    let state = ballot.lock();
+    match loss {
+        Loss::NoQuorum => AcquireFailure::NoQuorum(coordinator.no_quorum(state.round.report())),
+        Loss::Contended => {
+            // Keys without an end, or a split vote: nothing tells when to come back.
+            let retry_after = match state.round.free_in_ms() {
+                Some(ms) => Duration::from_millis(ms),
+                None => RETRY.delay(1, coordinator.env.random()),
+            };
+            AcquireFailure::Contended { owner: state.round.holder(), retry_after }
+        }
+    }
+}

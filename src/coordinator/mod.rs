@@ -1,0 +1,243 @@
+//! Carries the protocol out: fans operations out to the nodes, lets `engine` decide, fetches tokens, cleans up. The only
+//! reader of the clock.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::engine::lease::LockName;
+use crate::engine::quorum::Quorum;
+use crate::engine::validity::DriftFactor;
+use crate::metrics::Metrics;
+use crate::node::Key;
+use crate::node::env::Env;
+use crate::node::link::{Link, Status};
+
+pub mod attempt;
+pub mod fence;
+pub mod lock_id;
+pub mod observer;
+pub mod question;
+
+use attempt::{AcquireFailure, AcquireSpec, Grant};
+use fence::Fence;
+
+/// What a coordinator has to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The configured nodes.
+    pub quorum: Quorum,
+    /// Stands before every name on the nodes.
+    pub key_prefix: String,
+    /// How differently clocks may run.
+    pub drift: DriftFactor,
+    /// The most requests at a time.
+    pub max_inflight: usize,
+}
+
+/// One proxy's view of the cluster. Cheap to share; keeps nothing of a lock that nobody is asking for.
+pub struct Coordinator {
+    settings: Settings,
+    links: Vec<Arc<Link>>,
+    fence: Arc<Fence>,
+    env: Arc<dyn Env>,
+    metrics: Arc<Metrics>,
+    tasks: TaskTracker,
+    draining: CancellationToken,
+    inflight: AtomicUsize,
+    tries: AtomicU64,
+}
+
+/// What a node said, for people: its address and its words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeWord {
+    /// `host:port` or a path.
+    pub node: Arc<str>,
+    /// One line.
+    pub said: String,
+}
+
+/// A quorum of the nodes did not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoQuorum {
+    /// How many had to.
+    pub needed: usize,
+    /// What each node said.
+    pub nodes: Vec<NodeWord>,
+}
+
+impl Coordinator {
+    /// A coordinator over running links.
+    pub fn new(
+        settings: Settings,
+        links: Vec<Arc<Link>>,
+        fence: Arc<Fence>,
+        env: Arc<dyn Env>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        assert_eq!(links.len(), settings.quorum.nodes(), "a link for each configured node");
+        // Rises over restarts of the proxy too, so that a try after one can replace what a try before it has left.
+        let first_try = env.wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+        Arc::new(Self {
+            settings,
+            links,
+            fence,
+            env,
+            metrics,
+            tasks: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            inflight: AtomicUsize::new(0),
+            tries: AtomicU64::new(u64::try_from(first_try).unwrap_or_default()),
+        })
+    }
+
+    /// Takes a lock. The work goes on in a task of its own, so that dropping the future drops nothing half done: an attempt
+    /// whose answer nobody awaits is given up.
+    pub async fn acquire(self: &Arc<Self>, spec: AcquireSpec) -> Result<Grant, AcquireFailure> {
+        if self.draining.is_cancelled() {
+            return Err(AcquireFailure::Draining);
+        }
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        self.tasks.spawn(attempt::run(self.clone(), spec, answer));
+        answered.await.unwrap_or(Err(AcquireFailure::Draining))
+    }
+
+    /// Lets a request in, or not if too many are being served.
+    pub fn admit(self: &Arc<Self>) -> Option<Admission> {
+        let admission = Admission(self.clone());
+        self.metrics.request_begins();
+        (self.inflight.fetch_add(1, Ordering::Relaxed) < self.settings.max_inflight).then_some(admission)
+    }
+
+    /// The cap on requests at a time.
+    pub fn max_inflight(&self) -> usize {
+        self.settings.max_inflight
+    }
+
+    /// The monotonic clock, for whoever notes when a request came.
+    pub fn now(&self) -> Instant {
+        self.env.now()
+    }
+
+    /// Ends at `deadline`; never if there is none.
+    pub async fn deadline(&self, deadline: Option<Instant>) {
+        match deadline {
+            Some(deadline) => self.env.sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The events of this proxy.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The nodes' addresses, in the order of the configuration.
+    pub fn addresses(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.links.iter().map(|link| link.address())
+    }
+
+    /// Every node, in the order of the configuration.
+    pub fn nodes(&self) -> Vec<ServerView> {
+        self.links.iter().map(ServerView::of).collect()
+    }
+
+    /// The fencing counter's server.
+    pub fn fence(&self) -> ServerView {
+        ServerView::of(self.fence.link())
+    }
+
+    /// The quorum of the configured nodes.
+    pub fn quorum(&self) -> Quorum {
+        self.settings.quorum
+    }
+
+    /// Nodes that can vote now.
+    pub fn voting(&self) -> usize {
+        self.links.iter().filter(|link| link.is_up()).count()
+    }
+
+    /// Whether grants are possible: a quorum of voting nodes, the fencing counter, and no drain; else why not.
+    pub fn ready(&self) -> Result<(), Vec<String>> {
+        let mut reasons = Vec::new();
+        let (voting, needed) = (self.voting(), self.settings.quorum.size());
+        if voting < needed {
+            reasons.push(format!("{voting} nodes can vote, {needed} are needed"));
+        }
+        if !self.fence.link().is_up() {
+            reasons.push(format!("the fencing counter at {} can not be reached", self.fence.link().address()));
+        }
+        if self.draining.is_cancelled() {
+            reasons.push("shutting down".to_owned());
+        }
+        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
+
+    /// Refreshes what is read at the time of a scrape.
+    pub fn observe(&self) {
+        // Both are at most MAX_NODES.
+        let margin = self.voting() as i64 - self.settings.quorum.size() as i64;
+        self.metrics.observe(margin, self.tasks.len());
+    }
+
+    /// From now on nothing is granted; who waits for a lock is told so.
+    pub fn drain(&self) {
+        self.draining.cancel();
+        self.tasks.close();
+    }
+
+    /// Ends when the last attempt and everything that the nodes have still to be told has been sent.
+    pub async fn drained(&self) {
+        self.tasks.wait().await;
+        let pause = Duration::from_millis(5);
+        while self.links.iter().any(|link| link.is_up() && link.status().queued > 0) {
+            self.env.sleep_until(self.env.now() + pause).await;
+        }
+    }
+
+    fn key(&self, name: &LockName) -> Key {
+        let mut key = String::with_capacity(self.settings.key_prefix.len() + name.as_str().len());
+        key.push_str(&self.settings.key_prefix);
+        key.push_str(name.as_str());
+        key.into()
+    }
+
+    fn words(&self, said: Vec<String>) -> Vec<NodeWord> {
+        let nodes = self.addresses().cloned();
+        nodes.zip(VecDeque::from(said)).map(|(node, said)| NodeWord { node, said }).collect()
+    }
+
+    fn no_quorum(&self, said: Vec<String>) -> NoQuorum {
+        NoQuorum { needed: self.settings.quorum.size(), nodes: self.words(said) }
+    }
+}
+
+/// A server as this proxy sees it now.
+#[derive(Clone, Debug)]
+pub struct ServerView {
+    /// `host:port` or a path.
+    pub address: Arc<str>,
+    /// How it is doing.
+    pub status: Status,
+}
+
+impl ServerView {
+    fn of(link: &Arc<Link>) -> Self {
+        Self { address: link.address().clone(), status: link.status() }
+    }
+}
+
+/// A request that is being served.
+pub struct Admission(Arc<Coordinator>);
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.0.inflight.fetch_sub(1, Ordering::Relaxed);
+        self.0.metrics.request_ends();
+    }
+}

@@ -1,0 +1,305 @@
+//! What is asked about an existing lease or a name: release, renewal, check, get. One operation on every node; the answer
+//! wakes whoever asked, where the reply that decides arrives.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::engine::lease::{LockName, Owner, Ttl};
+use crate::engine::quorum::NodeIndex;
+use crate::engine::reply::{Reply, Stored};
+use crate::engine::round::{LeaseRound, Occupancy, Survey, Verdict};
+use crate::engine::validity::{self, Validity};
+use crate::metrics::{LossReason, RenewalOutcome};
+use crate::node::link::Link;
+use crate::node::mailbox::ReplyTo;
+use crate::node::{Key, NodeTime, Op};
+
+use super::lock_id::LockId;
+use super::{Coordinator, NoQuorum};
+
+/// What became of a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Released {
+    /// A quorum deleted the lease.
+    Released,
+    /// A quorum did not hold it.
+    NotHeld,
+}
+
+/// What became of a renewal or a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Whether a quorum holds it.
+    pub held: bool,
+    /// What is left of it at the instant of the answer; `None`: nothing.
+    pub validity: Option<Validity>,
+    /// From the receipt of the request to the same instant.
+    pub served_for: Duration,
+}
+
+/// Who holds a name.
+#[derive(Clone, Debug)]
+pub struct Holding {
+    /// The holder's label and the time left, if a quorum holds the same lease.
+    pub held: Option<(Option<Owner>, Duration)>,
+    /// One for each node.
+    pub votes: Vec<(Arc<str>, Vote)>,
+}
+
+/// What one node said about a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Vote {
+    /// It holds the lease that has the quorum.
+    Holder(Stored),
+    /// It holds something else.
+    Other(Stored),
+    /// It holds nothing.
+    Free,
+    /// It did not answer.
+    Unknown(String),
+}
+
+/// A state machine that decides once.
+trait Round: Send {
+    type Answer: Send;
+    fn on_reply(&mut self, node: NodeIndex, reply: Reply) -> Option<Self::Answer>;
+}
+
+impl Round for LeaseRound {
+    type Answer = Verdict;
+    fn on_reply(&mut self, node: NodeIndex, reply: Reply) -> Option<Verdict> {
+        Self::on_reply(self, node, reply)
+    }
+}
+
+impl Round for Survey {
+    type Answer = Occupancy;
+    fn on_reply(&mut self, node: NodeIndex, reply: Reply) -> Option<Occupancy> {
+        Self::on_reply(self, node, reply)
+    }
+}
+
+/// One question to all nodes.
+struct Question<R: Round> {
+    state: Mutex<Asked<R>>,
+    decided: Notify,
+}
+
+struct Asked<R: Round> {
+    round: R,
+    answer: Option<R::Answer>,
+}
+
+impl<R: Round> Question<R> {
+    fn with<T>(&self, work: impl FnOnce(&mut Asked<R>) -> T) -> T {
+        work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn take(&self, node: NodeIndex, reply: Reply) {
+        let decided = self.with(|asked| {
+            let answer = asked.round.on_reply(node, reply);
+            let decided = answer.is_some();
+            if decided {
+                asked.answer = answer;
+            }
+            decided
+        });
+        if decided {
+            self.decided.notify_one();
+        }
+    }
+
+    /// Every operation is answered, by its node or by a time-out; so this ends.
+    async fn answer(&self) -> R::Answer {
+        loop {
+            self.decided.notified().await;
+            if let Some(answer) = self.with(|asked| asked.answer.take()) {
+                return answer;
+            }
+        }
+    }
+}
+
+impl<R: Round> ReplyTo for Question<R> {
+    fn on_reply(&self, node: NodeIndex, reply: Reply, _: Option<NodeTime>) {
+        self.take(node, reply);
+    }
+}
+
+/// A renewal gives nodes that lost the key (a restart) their key back, once it has succeeded. They do not count for it.
+struct Renewal {
+    question: Question<LeaseRound>,
+    repair: Mutex<Repair>,
+    links: Vec<Arc<Link>>,
+    key: Key,
+    id: LockId,
+    ttl: Ttl,
+    posted: Instant,
+}
+
+struct Repair {
+    /// Nodes without the key, and when a lease that counts from their reply ends on their own clock.
+    missing: Vec<(NodeIndex, NodeTime)>,
+    renewed: bool,
+}
+
+impl Renewal {
+    fn succeeded(&self) {
+        let missing = {
+            let mut repair = self.repair();
+            repair.renewed = true;
+            std::mem::take(&mut repair.missing)
+        };
+        missing.into_iter().for_each(|(node, ends_at)| self.post_repair(node, ends_at));
+    }
+
+    fn repair(&self) -> std::sync::MutexGuard<'_, Repair> {
+        self.repair.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn post_repair(&self, node: NodeIndex, ends_at: NodeTime) {
+        let op = Op::Repair { key: self.key.clone(), value: self.id.value.clone(), ends_at };
+        self.links[node].post(op, Arc::new(Nobody), self.posted);
+    }
+}
+
+impl ReplyTo for Renewal {
+    fn on_reply(&self, node: NodeIndex, reply: Reply, time: Option<NodeTime>) {
+        if let (Reply::Absent, Some(time)) = (&reply, time) {
+            let ends_at = time.plus_millis(self.ttl.as_millis());
+            let mut repair = self.repair();
+            if repair.renewed {
+                drop(repair);
+                self.post_repair(node, ends_at);
+            } else {
+                repair.missing.push((node, ends_at));
+            }
+        }
+        self.question.take(node, reply);
+    }
+}
+
+/// Nobody waits for the reply.
+struct Nobody;
+
+impl ReplyTo for Nobody {
+    fn on_reply(&self, _: NodeIndex, _: Reply, _: Option<NodeTime>) {}
+}
+
+impl Coordinator {
+    fn question(&self) -> Question<LeaseRound> {
+        let asked = Asked { round: LeaseRound::new(self.settings.quorum), answer: None };
+        Question { state: Mutex::new(asked), decided: Notify::new() }
+    }
+
+    fn ask(&self, reply_to: &Arc<impl ReplyTo + 'static>, now: Instant, op: impl Fn() -> Op) {
+        for link in &self.links {
+            link.post(op(), reply_to.clone(), now);
+        }
+    }
+
+    /// Deletes a lease everywhere.
+    pub async fn release(&self, id: &LockId) -> Result<Released, NoQuorum> {
+        let question = Arc::new(self.question());
+        let key = self.key(&id.name);
+        self.ask(&question, self.env.now(), || Op::Release { key: key.clone(), value: id.value.clone() });
+        match question.answer().await {
+            Verdict::Held => {
+                if let Ok(held) = self.env.wall_clock().duration_since(id.granted_at) {
+                    self.metrics.released(held);
+                }
+                Ok(Released::Released)
+            }
+            Verdict::NotHeld => Ok(Released::NotHeld),
+            Verdict::Unknown => Err(self.no_quorum(question.with(|asked| asked.round.report()))),
+        }
+    }
+
+    /// Lets the TTL of a lease count from now.
+    pub async fn renew(&self, id: &LockId, ttl: Ttl, received: Instant) -> Result<Lease, NoQuorum> {
+        let started = self.env.now();
+        let key = self.key(&id.name);
+        let renewal = Arc::new(Renewal {
+            question: self.question(),
+            repair: Mutex::new(Repair { missing: Vec::new(), renewed: false }),
+            links: self.links.clone(),
+            key: key.clone(),
+            id: id.clone(),
+            ttl,
+            posted: started,
+        });
+        self.ask(&renewal, started, || Op::Renew { key: key.clone(), value: id.value.clone(), ttl });
+        let verdict = renewal.question.answer().await;
+        if verdict == Verdict::Unknown {
+            self.metrics.renewal(RenewalOutcome::NoQuorum);
+            return Err(self.no_quorum(renewal.question.with(|asked| asked.round.report())));
+        }
+        let now = self.env.now();
+        let validity = validity::validity(ttl, now - started, self.settings.drift);
+        let lease = |held, validity| Lease { held, validity, served_for: now - received };
+        if verdict == Verdict::Held && validity.is_some() {
+            renewal.succeeded();
+            self.metrics.renewal(RenewalOutcome::Renewed);
+            return Ok(lease(true, validity));
+        }
+        self.metrics.renewal(RenewalOutcome::Lost);
+        self.metrics.lease_lost(match verdict {
+            Verdict::Held => LossReason::TooLate,
+            Verdict::NotHeld | Verdict::Unknown => LossReason::NotHeldByQuorum,
+        });
+        let left_ms = renewal.question.with(|asked| asked.round.left_ms(ttl.as_millis()));
+        Ok(lease(false, left_ms.and_then(|ms| validity::remaining(ms, now - started, self.settings.drift))))
+    }
+
+    /// Whether a quorum still holds a lease.
+    pub async fn check(&self, id: &LockId, received: Instant) -> Result<Lease, NoQuorum> {
+        let started = self.env.now();
+        let question = Arc::new(self.question());
+        let key = self.key(&id.name);
+        self.ask(&question, started, || Op::Check { key: key.clone(), value: id.value.clone() });
+        let verdict = question.answer().await;
+        if verdict == Verdict::Unknown {
+            return Err(self.no_quorum(question.with(|asked| asked.round.report())));
+        }
+        let now = self.env.now();
+        let left_ms = question.with(|asked| asked.round.left_ms(0)).filter(|_| verdict == Verdict::Held);
+        let validity = left_ms.and_then(|ms| validity::remaining(ms, now - started, self.settings.drift));
+        Ok(Lease { held: validity.is_some(), validity, served_for: now - received })
+    }
+
+    /// Who holds a name, node by node.
+    pub async fn get(&self, name: &LockName) -> Result<Holding, NoQuorum> {
+        let started = self.env.now();
+        let asked = Asked { round: Survey::new(self.settings.quorum), answer: None };
+        let question = Arc::new(Question { state: Mutex::new(asked), decided: Notify::new() });
+        let key = self.key(name);
+        self.ask(&question, started, || Op::Inspect { key: key.clone() });
+        let occupancy = question.answer().await;
+        let elapsed = self.env.now() - started;
+        let (held, by) = match occupancy {
+            Occupancy::Unknown => return Err(self.no_quorum(question.with(|asked| asked.round.report()))),
+            Occupancy::Free => (None, Vec::new()),
+            Occupancy::Held { owner, left_ms, by } => {
+                let left_ms = left_ms.unwrap_or(Ttl::LONGEST.as_millis());
+                let left = validity::remaining(left_ms, elapsed, self.settings.drift);
+                (Some((owner, left.map(Validity::as_duration).unwrap_or_default())), by)
+            }
+        };
+        let votes = question
+            .with(|asked| asked.round.replies().enumerate().map(|(node, r)| vote(r, by.contains(&node))).collect::<Vec<_>>());
+        Ok(Holding { held, votes: self.addresses().cloned().zip(votes).collect() })
+    }
+}
+
+fn vote(reply: &Reply, holder: bool) -> Vote {
+    match reply {
+        Reply::Other(stored) if holder => Vote::Holder(stored.clone()),
+        Reply::Other(stored) => Vote::Other(stored.clone()),
+        Reply::Absent => Vote::Free,
+        Reply::Unknown(why) => Vote::Unknown(why.kind.to_string()),
+        Reply::Yes | Reply::Held { .. } | Reply::Tokens { .. } => Vote::Unknown("a reply of the wrong kind".to_owned()),
+    }
+}

@@ -1,0 +1,117 @@
+//! What a node can say to an operation.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::lease::{LockValue, Owner};
+
+/// One node's answer to one operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// It did what was asked: our value is set, was deleted, or was put back.
+    Yes,
+    /// It holds our value, which had this long to live before the operation.
+    Held {
+        /// Milliseconds.
+        left_ms: u64,
+    },
+    /// It holds another value: the refusal of an acquire, or what an inspection found.
+    Other(Stored),
+    /// It holds nothing of ours: the answer to a release or a renewal, or to an inspection of a name that is free.
+    Absent,
+    /// The last number of a block of tokens.
+    Tokens {
+        /// The highest of the block.
+        last: u64,
+    },
+    /// Anything else: the operation may have taken effect or not.
+    Unknown(Why),
+}
+
+/// What a node holds under a name.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// The value; `None` if the key is of another type. A secret of its holder.
+    pub value: Option<Arc<[u8]>>,
+    /// Milliseconds until it expires; `None` if it never does.
+    pub left_ms: Option<u64>,
+}
+
+impl Stored {
+    /// The label that may be shown.
+    pub fn owner(&self) -> Option<Owner> {
+        LockValue::public_label(self.value.as_deref()?)
+    }
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stored")
+            .field("owner", &self.owner())
+            .field("wrong_type", &self.value.is_none())
+            .field("left_ms", &self.left_ms)
+            .finish()
+    }
+}
+
+/// Why a node's vote is unknown, and whether the operation can have reached it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Why {
+    /// What happened.
+    pub kind: WhyKind,
+    /// `false` only if the operation was certainly never sent, so that there is nothing to clean up.
+    pub may_have_landed: bool,
+}
+
+/// What kept a node from voting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WhyKind {
+    /// No answer within the node's time-out.
+    Timeout(Duration),
+    /// An earlier call to it is overdue, so nothing more is sent to it until it answers.
+    Silent,
+    /// There is no connection; what the last try to connect said.
+    Down(Arc<str>),
+    /// The connection broke while the operation was under way.
+    ConnectionLost(Arc<str>),
+    /// It may not vote: a replica, another server than configured, and so on.
+    Unfit(Arc<str>),
+    /// Too many operations wait for it in this proxy.
+    MailboxFull,
+    /// The server answered the operation with an error.
+    ServerError(Arc<str>),
+    /// The attempt ended before the operation was sent or answered.
+    NotAwaited,
+}
+
+impl WhyKind {
+    /// A short fixed word, for metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Timeout(_) => "timeout",
+            Self::Silent => "silent",
+            Self::Down(_) => "down",
+            Self::ConnectionLost(_) => "connection_lost",
+            Self::Unfit(_) => "unfit",
+            Self::MailboxFull => "mailbox_full",
+            Self::ServerError(_) => "server_error",
+            Self::NotAwaited => "not_awaited",
+        }
+    }
+}
+
+impl fmt::Display for WhyKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout(after) => write!(f, "timeout: no answer within {} ms", after.as_millis()),
+            Self::Silent => write!(f, "timeout: an earlier call is still unanswered"),
+            Self::Down(what) => write!(f, "down: {what}"),
+            Self::ConnectionLost(what) => write!(f, "connection lost: {what}"),
+            Self::Unfit(what) => write!(f, "not usable: {what}"),
+            Self::MailboxFull => write!(f, "too many operations wait for it in this proxy"),
+            Self::ServerError(what) => write!(f, "error from the server: {what}"),
+            Self::NotAwaited => write!(f, "no answer before the attempt ended"),
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! One operation on all nodes as a state machine: replies go in, the decision comes out.
+//!
+//! Each round decides once, with the first reply after which no later one could change the answer. Replies that come
+//! later are still taken in: they say whether their node has to be cleaned up.
+
+use super::lease::Owner;
+use super::quorum::{NodeIndex, Quorum};
+use super::reply::{Reply, Stored, Why, WhyKind};
+
+/// What to do after a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The answer is open, or was given before.
+    Wait,
+    /// A quorum said yes.
+    Grant,
+    /// There will be no quorum.
+    GiveUp(Loss),
+}
+
+/// Why an attempt did not get its quorum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// A quorum of the nodes replied, but too few with yes: somebody else holds the lock, or the votes were split.
+    Contended,
+    /// Too few nodes replied.
+    NoQuorum,
+}
+
+/// One node's vote, as far as it is known.
+#[derive(Clone, Debug)]
+enum Vote {
+    /// In the mailbox, not sent yet.
+    Queued,
+    /// Sent, no reply yet.
+    Sent,
+    /// Our value is there.
+    Yes,
+    /// Another one is: ours left no trace.
+    No(Stored),
+    /// No reply, or an error.
+    Unknown(Why),
+    /// Taken back before it was sent.
+    Dropped,
+}
+
+/// One attempt to set our value on a quorum of the nodes.
+#[derive(Debug)]
+pub struct AcquireRound {
+    quorum: Quorum,
+    votes: Vec<Vote>,
+    decided: bool,
+    given_up: bool,
+}
+
+impl AcquireRound {
+    /// An attempt on all nodes of `quorum`.
+    pub fn new(quorum: Quorum) -> Self {
+        Self { quorum, votes: vec![Vote::Queued; quorum.nodes()], decided: false, given_up: false }
+    }
+
+    /// Asked before the operation is sent to `node`: `false` if it shall not be sent any more. `true` counts it as sent.
+    ///
+    /// What a given-up attempt has not sent is dropped; the unsent rest of a granted one still goes out.
+    pub fn on_sending(&mut self, node: NodeIndex) -> bool {
+        if self.given_up {
+            return false;
+        }
+        if matches!(self.votes[node], Vote::Queued) {
+            self.votes[node] = Vote::Sent;
+        }
+        true
+    }
+
+    /// Takes a reply in. A late reply replaces the time-out that stood for it.
+    pub fn on_reply(&mut self, node: NodeIndex, reply: Reply) -> Step {
+        let vote = match reply {
+            Reply::Yes => Vote::Yes,
+            Reply::Other(stored) => Vote::No(stored),
+            Reply::Unknown(why) => Vote::Unknown(why),
+            Reply::Held { .. } | Reply::Absent | Reply::Tokens { .. } => Vote::Unknown(out_of_place()),
+        };
+        match (&self.votes[node], &vote) {
+            // A yes or no stands: nothing that comes after it is about this SET.
+            (Vote::Yes | Vote::No(_) | Vote::Dropped, _) => return Step::Wait,
+            _ => self.votes[node] = vote,
+        }
+        self.decide()
+    }
+
+    /// The attempt's time for votes is over: whoever has not replied counts as unknown.
+    pub fn on_timeout(&mut self) -> Step {
+        for vote in &mut self.votes {
+            let may_have_landed = match vote {
+                Vote::Queued => false,
+                Vote::Sent => true,
+                _ => continue,
+            };
+            // A queued SET stays in the mailbox until the caller gives up, which drops it; so it must go on counting as
+            // one that may be sent.
+            if may_have_landed {
+                *vote = Vote::Unknown(Why { kind: WhyKind::NotAwaited, may_have_landed });
+            }
+        }
+        if self.decided {
+            return Step::Wait;
+        }
+        self.decided = true;
+        Step::GiveUp(if self.quorum.reached(self.replied()) { Loss::Contended } else { Loss::NoQuorum })
+    }
+
+    fn decide(&mut self) -> Step {
+        if self.decided {
+            return Step::Wait;
+        }
+        let (yes, replied, pending) = (self.yes(), self.replied(), self.pending());
+        let step = if self.quorum.reached(yes) {
+            Step::Grant
+        } else if self.quorum.reached(yes + pending) {
+            Step::Wait
+        } else if self.quorum.reached(replied) {
+            Step::GiveUp(Loss::Contended)
+        } else if self.quorum.reached(replied + pending) {
+            // Lost, but a reply under way still decides whether it is the others or the silence that is to blame.
+            Step::Wait
+        } else {
+            Step::GiveUp(Loss::NoQuorum)
+        };
+        self.decided = step != Step::Wait;
+        step
+    }
+
+    /// Ends the attempt without a lease: which nodes need a release. They are all that did not refuse, the silent ones too,
+    /// less those to which nothing was sent.
+    pub fn give_up(&mut self) -> Vec<NodeIndex> {
+        self.decided = true;
+        self.given_up = true;
+        for vote in &mut self.votes {
+            if matches!(vote, Vote::Queued) {
+                *vote = Vote::Dropped;
+            }
+        }
+        (0..self.votes.len()).filter(|node| self.needs_release(*node)).collect()
+    }
+
+    /// Whether our value may be on `node`. A refusal that came late proves that it is not.
+    pub fn needs_release(&self, node: NodeIndex) -> bool {
+        match &self.votes[node] {
+            Vote::Queued | Vote::Dropped | Vote::No(_) => false,
+            Vote::Sent | Vote::Yes => true,
+            Vote::Unknown(why) => why.may_have_landed,
+        }
+    }
+
+    fn yes(&self) -> usize {
+        self.votes.iter().filter(|vote| matches!(vote, Vote::Yes)).count()
+    }
+
+    fn replied(&self) -> usize {
+        self.votes.iter().filter(|vote| matches!(vote, Vote::Yes | Vote::No(_))).count()
+    }
+
+    fn pending(&self) -> usize {
+        self.votes.iter().filter(|vote| matches!(vote, Vote::Queued | Vote::Sent)).count()
+    }
+
+    /// The label of the value that most of the refusing nodes hold.
+    pub fn holder(&self) -> Option<Owner> {
+        let values: Vec<&Stored> = self.refusals().filter(|stored| stored.value.is_some()).collect();
+        values.iter().max_by_key(|a| values.iter().filter(|b| a.value == b.value).count())?.owner()
+    }
+
+    /// Milliseconds until so many refusing keys have expired that a quorum could be free. `None` if only keys without an end
+    /// stand in the way, or none.
+    pub fn free_in_ms(&self) -> Option<u64> {
+        let free_now = self.quorum.nodes() - self.refusals().count();
+        let missing = self.quorum.size().checked_sub(free_now)?;
+        let mut ends: Vec<u64> = self.refusals().filter_map(|stored| stored.left_ms).collect();
+        ends.sort_unstable();
+        ends.get(missing.checked_sub(1)?).copied()
+    }
+
+    fn refusals(&self) -> impl Iterator<Item = &Stored> {
+        self.votes.iter().filter_map(|vote| match vote {
+            Vote::No(stored) => Some(stored),
+            _ => None,
+        })
+    }
+
+    /// What each node said, for people.
+    pub fn report(&self) -> Vec<String> {
+        self.votes
+            .iter()
+            .map(|vote| match vote {
+                Vote::Queued | Vote::Dropped => WhyKind::NotAwaited.to_string(),
+                Vote::Sent => WhyKind::NotAwaited.to_string(),
+                Vote::Yes => "yes".to_owned(),
+                Vote::No(stored) => describe(stored),
+                Vote::Unknown(why) => why.kind.to_string(),
+            })
+            .collect()
+    }
+}
+
+fn describe(stored: &Stored) -> String {
+    let left = match stored.left_ms {
+        Some(ms) => format!("for another {ms} ms"),
+        None => "without an end".to_owned(),
+    };
+    match (&stored.value, stored.owner()) {
+        (None, _) => format!("refused: wrong type, the key holds something that is no lock, {left}"),
+        (Some(_), Some(owner)) => format!("refused: held by {} {left}", owner.as_str()),
+        (Some(_), None) => format!("refused: held {left}"),
+    }
+}
+
+fn out_of_place() -> Why {
+    Why { kind: WhyKind::ServerError("a reply of the wrong kind".into()), may_have_landed: true }
+}
+
+/// What a release, a renewal or a check found out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// A quorum held the lease (and has deleted or prolonged it).
+    Held,
+    /// So many nodes do not hold it that no quorum can.
+    NotHeld,
+    /// Neither can be proven: too many nodes did not answer.
+    Unknown,
+}
+
+/// An operation on an existing lease: release, renewal or check.
+#[derive(Debug)]
+pub struct LeaseRound {
+    quorum: Quorum,
+    replies: Vec<Option<Reply>>,
+    decided: bool,
+}
+
+impl LeaseRound {
+    /// A question to all nodes of `quorum`.
+    pub fn new(quorum: Quorum) -> Self {
+        Self { quorum, replies: vec![None; quorum.nodes()], decided: false }
+    }
+
+    /// Takes a reply in; `Some` once, when the answer is certain.
+    pub fn on_reply(&mut self, node: NodeIndex, reply: Reply) -> Option<Verdict> {
+        let stands = matches!(&self.replies[node], Some(earlier) if !matches!(earlier, Reply::Unknown(_)));
+        if !stands {
+            self.replies[node] = Some(reply);
+        }
+        if self.decided {
+            return None;
+        }
+        let (held, against, pending) = self.tally();
+        let verdict = if self.quorum.reached(held) {
+            Verdict::Held
+        } else if self.quorum.impossible(against) {
+            Verdict::NotHeld
+        } else if self.quorum.reached(held + pending) || self.quorum.impossible(against + pending) {
+            return None;
+        } else {
+            Verdict::Unknown
+        };
+        self.decided = true;
+        Some(verdict)
+    }
+
+    fn tally(&self) -> (usize, usize, usize) {
+        let count = |wanted: fn(&Option<Reply>) -> bool| self.replies.iter().filter(|reply| wanted(reply)).count();
+        (
+            count(|reply| matches!(reply, Some(Reply::Yes | Reply::Held { .. }))),
+            count(|reply| matches!(reply, Some(Reply::Absent | Reply::Other(_)))),
+            count(Option::is_none),
+        )
+    }
+
+    /// Milliseconds for which a quorum keeps the lease: the quorum-th largest time left among the nodes that hold it, or
+    /// `None` if they are fewer. `at_least_ms` is what a renewal has just given to each of them; 0 for a check.
+    pub fn left_ms(&self, at_least_ms: u64) -> Option<u64> {
+        let left = self.replies.iter().filter_map(|reply| match reply {
+            Some(Reply::Held { left_ms }) => Some((*left_ms).max(at_least_ms)),
+            _ => None,
+        });
+        self.quorum.reached_by_quorum(left.collect())
+    }
+
+    /// Whether `node` has lost the key: after a successful renewal it gets it back.
+    pub fn lost_the_key(&self, node: NodeIndex) -> bool {
+        matches!(self.replies[node], Some(Reply::Absent))
+    }
+
+    /// What each node said, for people.
+    pub fn report(&self) -> Vec<String> {
+        self.replies.iter().map(describe_reply).collect()
+    }
+}
+
+fn describe_reply(reply: &Option<Reply>) -> String {
+    match reply {
+        None => WhyKind::NotAwaited.to_string(),
+        Some(Reply::Unknown(why)) => why.kind.to_string(),
+        Some(Reply::Yes) => "yes".to_owned(),
+        Some(Reply::Held { left_ms }) => format!("holds it for another {left_ms} ms"),
+        Some(Reply::Absent) => "does not hold it".to_owned(),
+        Some(Reply::Other(stored)) => describe(stored),
+        Some(Reply::Tokens { .. }) => out_of_place().kind.to_string(),
+    }
+}
+
+/// Who holds a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Occupancy {
+    /// A quorum holds the same value; milliseconds for which a quorum keeps it, `None` if it has no end.
+    Held {
+        /// The holder's label.
+        owner: Option<Owner>,
+        /// Until the quorum is gone.
+        left_ms: Option<u64>,
+        /// Which nodes are part of it.
+        by: Vec<NodeIndex>,
+    },
+    /// No value can have a quorum.
+    Free,
+    /// The silent nodes could tip the answer.
+    Unknown,
+}
+
+/// A look at what all nodes hold under a name. It waits for every node, because people want to see every node.
+#[derive(Debug)]
+pub struct Survey {
+    quorum: Quorum,
+    replies: Vec<Option<Reply>>,
+    decided: bool,
+}
+
+impl Survey {
+    /// A question to all nodes of `quorum`.
+    pub fn new(quorum: Quorum) -> Self {
+        Self { quorum, replies: vec![None; quorum.nodes()], decided: false }
+    }
+
+    /// Takes a reply in; `Some` once, when every node has replied or timed out.
+    pub fn on_reply(&mut self, node: NodeIndex, reply: Reply) -> Option<Occupancy> {
+        if self.decided {
+            return None;
+        }
+        self.replies[node] = Some(reply);
+        self.decided = self.replies.iter().all(Option::is_some);
+        self.decided.then(|| self.occupancy())
+    }
+
+    fn occupancy(&self) -> Occupancy {
+        let holders = |value: &[u8]| -> Vec<NodeIndex> {
+            let holds = |node: &NodeIndex| self.stored(*node).and_then(|s| s.value.as_deref()) == Some(value);
+            (0..self.replies.len()).filter(holds).collect()
+        };
+        let most = (0..self.replies.len())
+            .filter_map(|node| Some(holders(self.stored(node)?.value.as_deref()?)))
+            .max_by_key(Vec::len)
+            .unwrap_or_default();
+        if self.quorum.reached(most.len()) {
+            let stored = most.iter().filter_map(|node| self.stored(*node));
+            let left: Vec<u64> = stored.clone().map(|s| s.left_ms.unwrap_or(u64::MAX)).collect();
+            let left_ms = self.quorum.reached_by_quorum(left).filter(|ms| *ms != u64::MAX);
+            let owner = stored.clone().find_map(Stored::owner);
+            return Occupancy::Held { owner, left_ms, by: most };
+        }
+        let silent = self.replies.iter().filter(|r| !matches!(r, Some(Reply::Other(_) | Reply::Absent))).count();
+        if self.quorum.reached(most.len() + silent) { Occupancy::Unknown } else { Occupancy::Free }
+    }
+
+    fn stored(&self, node: NodeIndex) -> Option<&Stored> {
+        match &self.replies[node] {
+            Some(Reply::Other(stored)) => Some(stored),
+            _ => None,
+        }
+    }
+
+    /// What every node said; complete once the survey is decided.
+    pub fn replies(&self) -> impl Iterator<Item = &Reply> {
+        self.replies.iter().flatten()
+    }
+
+    /// What each node said, for people.
+    pub fn report(&self) -> Vec<String> {
+        self.replies.iter().map(describe_reply).collect()
+    }
+}
+
+#[cfg(test)]
+#[path = "round_tests.rs"]
+mod tests;

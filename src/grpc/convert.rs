@@ -1,0 +1,321 @@
+//! Messages to domain and back. Past this point no value is bad.
+
+use std::time::Duration;
+
+use prost_types::Duration as ProtoDuration;
+use tokio::time::Instant;
+use tonic::metadata::MetadataMap;
+
+use crate::config::Limits;
+use crate::coordinator::ServerView;
+use crate::coordinator::attempt::{AcquireSpec, Grant};
+use crate::coordinator::lock_id::LockId;
+use crate::coordinator::question::{Holding, Lease, Vote};
+use crate::engine::fencing::Token;
+use crate::engine::lease::{LockName, Owner, Ttl};
+use crate::engine::reply::Stored;
+use crate::engine::validity::Validity;
+use crate::node::mailbox::Reach;
+use crate::proto;
+
+/// The longest wait.
+const MAX_WAIT: Duration = Duration::from_secs(3600);
+
+/// A field out of its bounds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadField {
+    /// As in the proto file.
+    pub field: &'static str,
+    /// The value as far as it may be shown, and the bound.
+    pub problem: String,
+}
+
+fn bad(field: &'static str, problem: impl Into<String>) -> BadField {
+    BadField { field, problem: problem.into() }
+}
+
+/// An Acquire.
+pub fn acquire(
+    message: proto::AcquireRequest,
+    limits: &Limits,
+    received: Instant,
+    deadline: Option<Instant>,
+) -> Result<AcquireSpec, BadField> {
+    let ttl = ttl(message.ttl, limits)?;
+    let request = request(&message)?;
+    mode(message.mode)?;
+    Ok(AcquireSpec {
+        name: name(&message.name)?,
+        ttl,
+        wait: wait(message.wait)?,
+        owner: Owner::new(&message.owner).map_err(|error| bad("owner", format!("{:?} {error}", shown(&message.owner))))?,
+        token_required: token_required(message.token)?,
+        request,
+        min_validity_ms: min_validity(message.min_validity, ttl)?,
+        received,
+        deadline,
+    })
+}
+
+/// A lock's name.
+pub fn name(text: &str) -> Result<LockName, BadField> {
+    LockName::new(text).map_err(|error| bad("name", format!("{:?} {error}", shown(text))))
+}
+
+/// The beginning of a text: enough to recognise it.
+fn shown(text: &str) -> String {
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}..", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// A lock id. Its text is a secret and never repeated.
+pub fn lock_id(text: &str) -> Result<LockId, BadField> {
+    if text.is_empty() {
+        return Err(bad("lock_id", "is empty; pass on what Acquire answered"));
+    }
+    LockId::decode(text).map_err(|error| bad("lock_id", error.to_string()))
+}
+
+/// A TTL, or the default one.
+pub fn ttl(field: Option<ProtoDuration>, limits: &Limits) -> Result<Ttl, BadField> {
+    let Some(field) = field else { return Ok(limits.default_ttl) };
+    let duration = duration("ttl", field)?;
+    let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Ttl::from_millis(ms, limits.max_ttl).ok_or_else(|| {
+        let longest = humantime::format_duration(limits.max_ttl.as_duration());
+        bad("ttl", format!("is {duration:?}; {} ms to {longest} (limits.max_ttl) is allowed", Ttl::SHORTEST_MS))
+    })
+}
+
+fn wait(field: Option<ProtoDuration>) -> Result<Duration, BadField> {
+    let wait = field.map(|field| duration("wait", field)).transpose()?.unwrap_or_default();
+    if wait > MAX_WAIT {
+        return Err(bad("wait", format!("is {wait:?}; at most 1h is allowed")));
+    }
+    Ok(wait)
+}
+
+fn min_validity(field: Option<ProtoDuration>, ttl: Ttl) -> Result<u64, BadField> {
+    let Some(field) = field else { return Ok(1) };
+    let duration = duration("min_validity", field)?;
+    let ms = u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+    if !(1..=ttl.as_millis()).contains(&ms) {
+        return Err(bad("min_validity", format!("is {duration:?}; 1 ms to the TTL ({} ms) is allowed", ttl.as_millis())));
+    }
+    Ok(ms)
+}
+
+fn duration(field: &'static str, duration: ProtoDuration) -> Result<Duration, BadField> {
+    let (seconds, nanos) = (duration.seconds, duration.nanos);
+    Duration::try_from(duration)
+        .map_err(|_| bad(field, format!("is {seconds} s and {nanos} ns; a duration of 0 or more is expected")))
+}
+
+fn mode(field: i32) -> Result<(), BadField> {
+    match proto::LockMode::try_from(field) {
+        Ok(proto::LockMode::Unspecified | proto::LockMode::Exclusive) => Ok(()),
+        Err(_) => Err(bad("mode", format!("is {field}; this proxy knows LOCK_MODE_EXCLUSIVE (1)"))),
+    }
+}
+
+fn token_required(field: i32) -> Result<bool, BadField> {
+    match proto::TokenRequirement::try_from(field) {
+        Ok(proto::TokenRequirement::Unspecified | proto::TokenRequirement::Required) => Ok(true),
+        Ok(proto::TokenRequirement::BestEffort) => Ok(false),
+        Err(_) => Err(bad("token", format!("is {field}; TOKEN_REQUIREMENT_REQUIRED (1) or _BEST_EFFORT (2) is expected"))),
+    }
+}
+
+fn request(message: &proto::AcquireRequest) -> Result<Option<(Vec<u8>, u32)>, BadField> {
+    let (id, attempt) = (&message.request_id, message.attempt);
+    if id.is_empty() {
+        return match attempt {
+            0 => Ok(None),
+            _ => Err(bad("attempt", format!("is {attempt} without a request_id, which says what is tried again"))),
+        };
+    }
+    if !(16..=64).contains(&id.len()) {
+        return Err(bad(
+            "request_id",
+            format!("has {} bytes; 16 random bytes, or the text of a UUID, up to 64 are expected", id.len()),
+        ));
+    }
+    match attempt {
+        0 => Ok(Some((id.to_vec(), 1))),
+        1..=0x7fff_ffff => Ok(Some((id.to_vec(), attempt))),
+        _ => Err(bad("attempt", format!("is {attempt}; 1 to 2147483647 is allowed"))),
+    }
+}
+
+/// When the client stops listening, less a margin that lets our own answer arrive before the transport's. `None` if it named
+/// no deadline.
+pub fn deadline(metadata: &MetadataMap, received: Instant) -> Option<Instant> {
+    let timeout = grpc_timeout(metadata.get("grpc-timeout")?.to_str().ok()?)?;
+    let margin = (timeout / 10).clamp(Duration::from_millis(1), Duration::from_millis(10));
+    // A timeout of centuries is none.
+    received.checked_add(timeout.saturating_sub(margin))
+}
+
+/// At most eight digits and a unit, as the gRPC specification says.
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(amount * 3600)),
+        "M" => Some(Duration::from_secs(amount * 60)),
+        "S" => Some(Duration::from_secs(amount)),
+        "m" => Some(Duration::from_millis(amount)),
+        "u" => Some(Duration::from_micros(amount)),
+        "n" => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+/// A std duration as a message's.
+pub fn proto_duration(duration: Duration) -> ProtoDuration {
+    // Every duration here is below the message's bound of 10,000 years.
+    ProtoDuration::try_from(duration).unwrap_or(ProtoDuration { seconds: i64::MAX, nanos: 0 })
+}
+
+/// A grant's answer.
+pub fn granted(grant: &Grant, validity: Validity, served_for: Duration) -> proto::AcquireResponse {
+    use proto::granted::Fencing;
+    let fencing = match &grant.token {
+        Ok(token) => Fencing::FencingToken(token.get()),
+        Err(why) => Fencing::NoToken(proto::NoToken { reason: format!("the fencing counter: {why}") }),
+    };
+    proto::AcquireResponse {
+        outcome: Some(proto::acquire_response::Outcome::Granted(proto::Granted {
+            lock_id: grant.lock_id().encode(),
+            fencing: Some(fencing),
+            validity: Some(proto_duration(validity.as_duration())),
+            served_for: Some(proto_duration(served_for)),
+        })),
+    }
+}
+
+/// The answer to whoever found the lock taken.
+pub fn contended(owner: Option<Owner>, retry_after: Duration) -> proto::AcquireResponse {
+    proto::AcquireResponse {
+        outcome: Some(proto::acquire_response::Outcome::Contended(proto::Contended {
+            owner: label(owner.as_ref()),
+            retry_after: Some(proto_duration(retry_after)),
+        })),
+    }
+}
+
+fn label(owner: Option<&Owner>) -> String {
+    owner.map(|owner| owner.as_str().to_owned()).unwrap_or_default()
+}
+
+/// A renewal's answer.
+pub fn renewed(lease: Lease) -> proto::RenewResponse {
+    use proto::renew_response::Outcome;
+    let validity = Some(proto_duration(lease.validity.map(Validity::as_duration).unwrap_or_default()));
+    let served_for = Some(proto_duration(lease.served_for));
+    let outcome = if lease.held {
+        Outcome::Renewed(proto::Renewed { validity, served_for })
+    } else {
+        Outcome::Lost(proto::Lost { validity, served_for })
+    };
+    proto::RenewResponse { outcome: Some(outcome) }
+}
+
+/// A check's answer.
+pub fn checked(lease: Lease, id: &LockId) -> proto::CheckResponse {
+    use proto::check_response::Outcome;
+    use proto::still_held::Fencing;
+    let Some(validity) = lease.validity.filter(|_| lease.held) else {
+        return proto::CheckResponse { outcome: Some(Outcome::NotHeld(proto::NotHeld {})) };
+    };
+    let fencing = match id.token.map(Token::get) {
+        Some(token) => Fencing::FencingToken(token),
+        None => Fencing::NoToken(proto::NoToken { reason: "the lock was granted without one".to_owned() }),
+    };
+    let held = proto::StillHeld {
+        validity: Some(proto_duration(validity.as_duration())),
+        served_for: Some(proto_duration(lease.served_for)),
+        name: id.name.as_str().to_owned(),
+        fencing: Some(fencing),
+    };
+    proto::CheckResponse { outcome: Some(Outcome::Held(held)) }
+}
+
+/// The answer to who holds a name.
+pub fn holding(holding: Holding) -> proto::GetResponse {
+    use proto::get_response::State;
+    let state = match &holding.held {
+        None => State::Free(proto::Free {}),
+        Some((owner, left)) => State::Held(proto::Holder {
+            owner: label(owner.as_ref()),
+            time_left: Some(proto_duration(*left)),
+            fencing_token: None,
+        }),
+    };
+    let votes = holding.votes.into_iter().map(|(node, vote)| node_vote(&node, vote)).collect();
+    proto::GetResponse { state: Some(state), votes }
+}
+
+fn node_vote(node: &str, vote: Vote) -> proto::NodeVote {
+    use proto::NodeVoteState;
+    let (state, stored, detail) = match vote {
+        Vote::Holder(stored) => (NodeVoteState::Holder, Some(stored), String::new()),
+        Vote::Other(stored) => {
+            let detail = if stored.value.is_none() { "wrong type: the key holds something that is no lock" } else { "" };
+            (NodeVoteState::Other, Some(stored), detail.to_owned())
+        }
+        Vote::Free => (NodeVoteState::Free, None, String::new()),
+        Vote::Unknown(why) => (NodeVoteState::Unknown, None, why),
+    };
+    proto::NodeVote {
+        node: node.to_owned(),
+        state: state.into(),
+        owner: label(stored.as_ref().and_then(Stored::owner).as_ref()),
+        time_left: stored.and_then(|stored| stored.left_ms).map(|ms| proto_duration(Duration::from_millis(ms))),
+        detail,
+    }
+}
+
+/// A server's state.
+pub fn node_status(server: ServerView, role: proto::NodeRole) -> proto::NodeStatus {
+    let ServerView { address, status } = server;
+    let (state, detail) = match status.reach {
+        Reach::Up => (proto::NodeState::Up, String::new()),
+        Reach::Silent => (proto::NodeState::Silent, "a call is overdue".to_owned()),
+        Reach::Down(why) => (proto::NodeState::Down, why.to_string()),
+        Reach::Unfit(why) => (proto::NodeState::Unfit, why.to_string()),
+    };
+    let probe = status.probe.as_ref();
+    proto::NodeStatus {
+        node: address.to_string(),
+        role: role.into(),
+        state: state.into(),
+        detail,
+        version: probe.map(|probe| probe.version.to_string()).unwrap_or_default(),
+        run_id: probe.map(|probe| probe.run_id.to_string()).unwrap_or_default(),
+        uptime: probe.map(|probe| proto_duration(probe.uptime)),
+        round_trip: status.round_trip.map(proto_duration),
+        queued: u32::try_from(status.queued).unwrap_or(u32::MAX),
+        restarts: status.restarts,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_the_specification_writes_them() {
+        assert_eq!(grpc_timeout("100m"), Some(Duration::from_millis(100)));
+        assert_eq!(grpc_timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        assert_eq!(grpc_timeout("5u"), Some(Duration::from_micros(5)));
+        for bad in ["", "m", "123456789m", "-1S", "1x", "1é"] {
+            assert_eq!(grpc_timeout(bad), None, "{bad}");
+        }
+    }
+}

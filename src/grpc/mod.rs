@@ -1,0 +1,7 @@
+//! The gRPC face: [`service`] converts, calls and converts back; [`convert`] is all between messages and domain; [`status`]
+//! all between failures and status codes; [`delivery`] takes a grant back that nobody received.
+
+pub mod convert;
+pub mod delivery;
+pub mod service;
+pub mod status;

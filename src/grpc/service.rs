@@ -1,0 +1,179 @@
+//! The RPCs: convert, call, convert back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+
+use crate::config::Limits;
+use crate::coordinator::Coordinator;
+use crate::coordinator::attempt::AcquireFailure;
+use crate::coordinator::question::Released;
+use crate::metrics::{Outcome, Rpc};
+use crate::proto;
+use crate::proto::lock_service_server::LockService;
+use crate::proto::operator_service_server::OperatorService;
+
+use super::convert;
+use super::delivery::Parcel;
+use super::status::{Failure, acquire_failure, deadline_exceeded, overloaded};
+
+/// Serves both services of the contract.
+#[derive(Clone)]
+pub struct Service {
+    coordinator: Arc<Coordinator>,
+    limits: Limits,
+}
+
+/// An answer with what is counted for it.
+type Answer<T> = Result<(T, Outcome), Failure>;
+
+impl Service {
+    /// Over a coordinator.
+    pub fn new(coordinator: Arc<Coordinator>, limits: Limits) -> Self {
+        Self { coordinator, limits }
+    }
+
+    /// Counts a request, bounds how many there are, and holds the client's deadline.
+    async fn serve<M, T, F>(&self, rpc: Rpc, request: Request<M>, work: impl FnOnce(M, Times) -> F) -> Result<T, Status>
+    where
+        F: Future<Output = Answer<T>>,
+    {
+        let received = self.coordinator.now();
+        let deadline = convert::deadline(request.metadata(), received);
+        // Counted as cancelled if this future is dropped.
+        let mut counted = Counted { coordinator: &self.coordinator, rpc, received, outcome: Outcome::Cancelled };
+        let answer = match self.coordinator.admit() {
+            None => Err(overloaded(self.coordinator.max_inflight())),
+            Some(_admission) => {
+                let times = Times { received, deadline };
+                tokio::select! {
+                    biased;
+                    answer = work(request.into_inner(), times) => answer,
+                    () = self.coordinator.deadline(deadline) => Err(deadline_exceeded()),
+                }
+            }
+        };
+        match answer {
+            Ok((answer, outcome)) => {
+                counted.outcome = outcome;
+                Ok(answer)
+            }
+            Err(failure) => {
+                counted.outcome = failure.outcome;
+                Err(failure.status)
+            }
+        }
+    }
+
+    async fn try_acquire(&self, message: proto::AcquireRequest, times: Times) -> Answer<Response<proto::AcquireResponse>> {
+        let spec = convert::acquire(message, &self.limits, times.received, times.deadline)?;
+        let ttl = spec.ttl;
+        let grant = match self.coordinator.acquire(spec).await {
+            Ok(grant) => grant,
+            Err(AcquireFailure::Contended { owner, retry_after }) => {
+                return Ok((Response::new(convert::contended(owner, retry_after)), Outcome::Contended));
+            }
+            Err(failure) => return Err(acquire_failure(failure)),
+        };
+        // Validity once more, as late as can be.
+        match grant.answer(times.received) {
+            Some((validity, served_for)) => {
+                let mut response = Response::new(convert::granted(&grant, validity, served_for));
+                response.extensions_mut().insert(Parcel::new(grant));
+                Ok((response, Outcome::Granted))
+            }
+            None => Err(acquire_failure(AcquireFailure::TooLate { elapsed: self.coordinator.now() - times.received, ttl })),
+        }
+    }
+}
+
+/// When a request came, and when its client stops listening.
+#[derive(Clone, Copy)]
+struct Times {
+    received: Instant,
+    deadline: Option<Instant>,
+}
+
+struct Counted<'a> {
+    coordinator: &'a Coordinator,
+    rpc: Rpc,
+    received: Instant,
+    outcome: Outcome,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        let took: Duration = self.coordinator.now() - self.received;
+        self.coordinator.metrics().request(self.rpc, self.outcome, took);
+    }
+}
+
+#[tonic::async_trait]
+impl LockService for Service {
+    async fn acquire(&self, request: Request<proto::AcquireRequest>) -> Result<Response<proto::AcquireResponse>, Status> {
+        self.serve(Rpc::Acquire, request, |message, times| self.try_acquire(message, times)).await
+    }
+
+    async fn release(&self, request: Request<proto::ReleaseRequest>) -> Result<Response<proto::ReleaseResponse>, Status> {
+        let answer = self.serve(Rpc::Release, request, async |message, _| {
+            let id = convert::lock_id(&message.lock_id)?;
+            Ok(match self.coordinator.release(&id).await? {
+                Released::Released => (proto::ReleaseOutcome::Released, Outcome::Released),
+                Released::NotHeld => (proto::ReleaseOutcome::NotHeld, Outcome::NotHeld),
+            })
+        });
+        Ok(Response::new(proto::ReleaseResponse { outcome: answer.await?.into() }))
+    }
+
+    async fn renew(&self, request: Request<proto::RenewRequest>) -> Result<Response<proto::RenewResponse>, Status> {
+        let answer = self.serve(Rpc::Renew, request, async |message, times| {
+            let id = convert::lock_id(&message.lock_id)?;
+            let ttl = convert::ttl(message.ttl, &self.limits)?;
+            let lease = self.coordinator.renew(&id, ttl, times.received).await?;
+            Ok((convert::renewed(lease), if lease.held { Outcome::Renewed } else { Outcome::Lost }))
+        });
+        answer.await.map(Response::new)
+    }
+
+    async fn check(&self, request: Request<proto::CheckRequest>) -> Result<Response<proto::CheckResponse>, Status> {
+        let answer = self.serve(Rpc::Check, request, async |message, times| {
+            let id = convert::lock_id(&message.lock_id)?;
+            let lease = self.coordinator.check(&id, times.received).await?;
+            Ok((convert::checked(lease, &id), if lease.held { Outcome::Held } else { Outcome::NotHeld }))
+        });
+        answer.await.map(Response::new)
+    }
+
+    async fn get(&self, request: Request<proto::GetRequest>) -> Result<Response<proto::GetResponse>, Status> {
+        let answer = self.serve(Rpc::Get, request, async |message, _| {
+            let holding = self.coordinator.get(&convert::name(&message.name)?).await?;
+            let outcome = if holding.held.is_some() { Outcome::Held } else { Outcome::Free };
+            Ok((convert::holding(holding), outcome))
+        });
+        answer.await.map(Response::new)
+    }
+}
+
+#[tonic::async_trait]
+impl OperatorService for Service {
+    async fn list_nodes(
+        &self,
+        request: Request<proto::ListNodesRequest>,
+    ) -> Result<Response<proto::ListNodesResponse>, Status> {
+        let answer = self.serve(Rpc::ListNodes, request, async |_, _| {
+            let nodes = self.coordinator.nodes().into_iter();
+            let lock = nodes.map(|node| convert::node_status(node, proto::NodeRole::Lock));
+            let fence = convert::node_status(self.coordinator.fence(), proto::NodeRole::Fence);
+            // Both numbers are at most MAX_NODES.
+            let response = proto::ListNodesResponse {
+                nodes: lock.chain([fence]).collect(),
+                quorum: self.coordinator.quorum().size() as u32,
+                voting: self.coordinator.voting() as u32,
+            };
+            Ok((response, Outcome::Ok))
+        });
+        answer.await.map(Response::new)
+    }
+}

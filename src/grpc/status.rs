@@ -1,0 +1,97 @@
+//! Failures to status codes, with details that programs can read.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::coordinator::attempt::AcquireFailure;
+use crate::coordinator::{NoQuorum, NodeWord};
+use crate::metrics::Outcome;
+
+use super::convert::BadField;
+
+/// The `domain` of every `google.rpc.ErrorInfo`.
+const DOMAIN: &str = "redlockd";
+
+/// When a failed request may be sent again.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// A failure with what is counted for it.
+pub struct Failure {
+    /// For the metric.
+    pub outcome: Outcome,
+    /// For the client.
+    pub status: Status,
+}
+
+impl From<BadField> for Failure {
+    fn from(BadField { field, problem }: BadField) -> Self {
+        let message = format!("{field} {problem}");
+        let details = ErrorDetails::with_bad_request_violation(field, problem);
+        let status = Status::with_error_details(Code::InvalidArgument, message, details);
+        Self { outcome: Outcome::InvalidArgument, status }
+    }
+}
+
+impl From<NoQuorum> for Failure {
+    fn from(NoQuorum { needed, nodes }: NoQuorum) -> Self {
+        let head = format!("no quorum: {needed} of {} nodes have to answer", nodes.len());
+        unavailable("NO_QUORUM", head, nodes)
+    }
+}
+
+/// What an Acquire can fail with, contention aside.
+pub fn acquire_failure(failure: AcquireFailure) -> Failure {
+    match failure {
+        AcquireFailure::NoQuorum(no_quorum) => no_quorum.into(),
+        AcquireFailure::NoToken(word) => unavailable(
+            "NO_FENCING_TOKEN",
+            "no fencing token: the counter did not answer, and the lock was released again. Ask for TOKEN_REQUIREMENT_BEST_EFFORT \
+             if a lock without a token is of use"
+                .to_owned(),
+            vec![word],
+        ),
+        AcquireFailure::TooLate { elapsed, ttl } => unavailable(
+            "TOO_LATE",
+            format!(
+                "too late: after {} ms the TTL of {} ms left less than the validity asked for, and the lock was released again. \
+                 Ask for a longer TTL",
+                elapsed.as_millis(),
+                ttl.as_millis()
+            ),
+            Vec::new(),
+        ),
+        AcquireFailure::Draining => {
+            unavailable("SHUTTING_DOWN", "this proxy is shutting down; ask another one".to_owned(), Vec::new())
+        }
+        AcquireFailure::Deadline => deadline_exceeded(),
+        // Not an error; the service answers it before it comes here.
+        AcquireFailure::Contended { .. } => unavailable("CONTENDED", "held by somebody else".to_owned(), Vec::new()),
+    }
+}
+
+/// The client's own deadline passed.
+pub fn deadline_exceeded() -> Failure {
+    let status = Status::deadline_exceeded("the call's deadline passed; no lock is left behind");
+    Failure { outcome: Outcome::DeadlineExceeded, status }
+}
+
+/// Too many requests in flight.
+pub fn overloaded(max_inflight: usize) -> Failure {
+    let mut details = ErrorDetails::new();
+    details.set_retry_info(Some(RETRY_AFTER));
+    let message = format!("{max_inflight} requests are in flight at this proxy (limits.max_inflight); nothing was done");
+    let status = Status::with_error_details(Code::ResourceExhausted, message, details);
+    Failure { outcome: Outcome::ResourceExhausted, status }
+}
+
+fn unavailable(reason: &str, head: String, words: Vec<NodeWord>) -> Failure {
+    let lines: Vec<String> = words.iter().map(|NodeWord { node, said }| format!("\n  {node}: {said}")).collect();
+    let said: HashMap<String, String> = words.into_iter().map(|word| (word.node.to_string(), word.said)).collect();
+    let mut details = ErrorDetails::new();
+    details.set_retry_info(Some(RETRY_AFTER)).set_error_info(reason, DOMAIN, said);
+    let status = Status::with_error_details(Code::Unavailable, format!("{head}{}", lines.concat()), details);
+    Failure { outcome: Outcome::Unavailable, status }
+}

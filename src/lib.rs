@@ -1,0 +1,36 @@
+//! redlockd: a stateless Redlock coordinator proxy in front of N independent Redis nodes.
+//!
+//! # Reading order
+//!
+//! 1. [`engine`]: the decisions, pure. Its page lists the laws.
+//! 2. [`node`]: one server: the wire, its mailbox, and the link that keeps a connection.
+//! 3. [`coordinator`]: carries the protocol out over all nodes.
+//! 4. [`grpc`]: messages in, messages out. [`admin`]: the HTTP side. [`run`]: wires all of it up.
+//! 5. [`config`], [`args`], [`cli`], [`dev`]: what people type.
+//!
+//! # How an acquire flows
+//!
+//! `grpc::service` receives the message, `grpc::convert` turns it into an `AcquireSpec` or an `INVALID_ARGUMENT`.
+//! `coordinator::attempt` starts one task for it, which reads the start instant and posts a SET to the mailbox of every node.
+//! Each `node::link` sends what is pending in one call of the batch script. A reply goes to the ballot of its attempt, where
+//! `engine::round` says grant, give up or wait. The vote that makes the quorum asks `coordinator::fence` for a token; then the
+//! task is woken, computes the validity once more, and answers. A ballot that ends without a delivered grant releases every
+//! node that did not refuse.
+//!
+//! # Arrows
+//!
+//! `main -> run -> {config, metrics, grpc}`; `grpc -> coordinator -> {engine, node, metrics}`; `node -> engine -> std`; `cli`
+//! knows the proto only. `tests/tidy` enforces them.
+
+pub mod admin;
+pub mod args;
+pub mod cli;
+pub mod config;
+pub mod coordinator;
+pub mod dev;
+pub mod engine;
+pub mod grpc;
+pub mod metrics;
+pub mod node;
+pub mod proto;
+pub mod run;

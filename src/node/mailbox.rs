@@ -1,0 +1,342 @@
+//! The operations that wait for a node: bounded, in order, and answered at once when waiting is in vain.
+//!
+//! A place is taken by every operation, and by the release that a SET may need later, so that a full mailbox can refuse a
+//! SET but never loses a release.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::engine::lease::LockValue;
+use crate::engine::quorum::NodeIndex;
+use crate::engine::reply::{Reply, Why, WhyKind};
+
+use super::{NodeTime, Op};
+
+/// Whoever waits for the reply to an operation. Called where replies arrive: it must be quick and must not block.
+pub trait ReplyTo: Send + Sync {
+    /// Asked right before the operation is sent; `false` takes it back.
+    fn on_sending(&self, _node: NodeIndex) -> bool {
+        true
+    }
+
+    /// The reply. A second one may follow an unknown: the late reply that the time-out stood for. `time` is the node's
+    /// clock when it ran the operation; `None` if it is not known to have run.
+    fn on_reply(&self, node: NodeIndex, reply: Reply, time: Option<NodeTime>);
+}
+
+/// Whether operations have a chance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Connected and answering.
+    Up,
+    /// A call is overdue. What waits behind it is answered unknown at once, until the node answers.
+    Silent,
+    /// No connection; what the last try said.
+    Down(Arc<str>),
+    /// Connected to a server that must not be used.
+    Unfit(Arc<str>),
+}
+
+impl Reach {
+    fn objection(&self) -> Option<WhyKind> {
+        match self {
+            Self::Up => None,
+            Self::Silent => Some(WhyKind::Silent),
+            Self::Down(what) => Some(WhyKind::Down(what.clone())),
+            Self::Unfit(what) => Some(WhyKind::Unfit(what.clone())),
+        }
+    }
+}
+
+/// A place in a mailbox, given back when dropped.
+#[derive(Debug)]
+pub struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An operation on its way.
+pub struct Entry {
+    /// What to do.
+    pub op: Op,
+    /// Who wants to know.
+    pub reply_to: Arc<dyn ReplyTo>,
+    posted_at: Instant,
+    _place: Place,
+}
+
+/// The operations of one node that are not sent yet.
+pub struct Mailbox {
+    node: NodeIndex,
+    waiting: Mutex<Waiting>,
+    arrived: Notify,
+    places_taken: Arc<AtomicUsize>,
+    places: usize,
+    /// A release is of no use after the longest time that a key can live.
+    release_lives: Duration,
+}
+
+struct Waiting {
+    queue: VecDeque<Entry>,
+    reach: Reach,
+}
+
+impl Mailbox {
+    /// A mailbox with room for `places` operations.
+    pub fn new(node: NodeIndex, places: usize, release_lives: Duration) -> Self {
+        let reach = Reach::Down("not connected yet".into());
+        Self {
+            node,
+            waiting: Mutex::new(Waiting { queue: VecDeque::new(), reach }),
+            arrived: Notify::new(),
+            places_taken: Arc::default(),
+            places,
+            release_lives,
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing that holds the lock can panic half way; a poisoned lock guards good data.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_place(&self) -> Option<Place> {
+        let place = Place(self.places_taken.clone());
+        (self.places_taken.fetch_add(1, Ordering::Relaxed) < self.places).then_some(place)
+    }
+
+    /// Queues an operation. If it can not be sent now, it is answered unknown at once; a release stays queued all the
+    /// same, for when the node can be reached.
+    pub fn post(&self, op: Op, reply_to: Arc<dyn ReplyTo>, now: Instant) {
+        match self.take_place() {
+            Some(place) => self.enqueue(op, reply_to, place, now),
+            None => self.refuse(&*reply_to, WhyKind::MailboxFull),
+        }
+    }
+
+    /// Queues a SET together with the place of its release, which the caller keeps for [`Mailbox::post_in`].
+    pub fn post_acquire(&self, op: Op, reply_to: Arc<dyn ReplyTo>, now: Instant) -> Option<Place> {
+        let (Some(place), Some(reserved)) = (self.take_place(), self.take_place()) else {
+            self.refuse(&*reply_to, WhyKind::MailboxFull);
+            return None;
+        };
+        self.enqueue(op, reply_to, place, now);
+        Some(reserved)
+    }
+
+    /// Queues an operation in a place that was reserved for it: never full.
+    pub fn post_in(&self, place: Place, op: Op, reply_to: Arc<dyn ReplyTo>, now: Instant) {
+        self.enqueue(op, reply_to, place, now);
+    }
+
+    fn enqueue(&self, op: Op, reply_to: Arc<dyn ReplyTo>, place: Place, now: Instant) {
+        let objection = {
+            let mut waiting = self.waiting();
+            let objection = waiting.reach.objection();
+            if objection.is_none() || op.is_release() {
+                let entry = Entry { op, reply_to: reply_to.clone(), posted_at: now, _place: place };
+                waiting.queue.push_back(entry);
+            }
+            objection
+        };
+        match objection {
+            None => self.arrived.notify_one(),
+            Some(kind) => self.refuse(&*reply_to, kind),
+        }
+    }
+
+    fn refuse(&self, reply_to: &dyn ReplyTo, kind: WhyKind) {
+        reply_to.on_reply(self.node, Reply::Unknown(Why { kind, may_have_landed: false }), None);
+    }
+
+    /// Sets whether operations have a chance. If not, everything that waits is answered so, and dropped unless it is a
+    /// release.
+    pub fn set_reach(&self, reach: Reach, now: Instant) {
+        let objection = reach.objection();
+        let dropped: Vec<Entry> = {
+            let mut waiting = self.waiting();
+            waiting.reach = reach;
+            if objection.is_none() {
+                Vec::new()
+            } else {
+                let (kept, dropped) = std::mem::take(&mut waiting.queue)
+                    .into_iter()
+                    .partition(|entry| entry.op.is_release() && now - entry.posted_at < self.release_lives);
+                waiting.queue = kept;
+                dropped.into()
+            }
+        };
+        match objection {
+            None => self.arrived.notify_one(),
+            Some(kind) => dropped.iter().for_each(|entry| self.refuse(&*entry.reply_to, kind.clone())),
+        }
+    }
+
+    /// Puts releases whose connection broke back at the head: they are sent again after the next probe.
+    pub fn put_back(&self, releases: Vec<Entry>) {
+        let mut waiting = self.waiting();
+        for entry in releases.into_iter().rev() {
+            waiting.queue.push_front(entry);
+        }
+    }
+
+    /// The next operations to send, at least one and at most `max`; releases first. Waits for them. Safe to cancel.
+    pub async fn next_batch(&self, max: usize) -> Vec<Entry> {
+        loop {
+            let arrived = self.arrived.notified();
+            let batch = self.take(max);
+            if !batch.is_empty() {
+                return batch;
+            }
+            arrived.await;
+        }
+    }
+
+    fn take(&self, max: usize) -> Vec<Entry> {
+        let mut taken: Vec<Entry> = {
+            let mut waiting = self.waiting();
+            let count = waiting.queue.len().min(max);
+            waiting.queue.drain(..count).collect()
+        };
+        let rest_waits = taken.len() == max;
+        taken.retain(|entry| entry.reply_to.on_sending(self.node));
+        if rest_waits {
+            self.arrived.notify_one();
+        }
+        releases_first(taken)
+    }
+
+    /// What [`Mailbox::set_reach`] set last.
+    pub fn reach(&self) -> Reach {
+        self.waiting().reach.clone()
+    }
+
+    /// Operations that wait.
+    pub fn len(&self) -> usize {
+        self.waiting().queue.len()
+    }
+
+    /// Whether none does.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Releases go first: they free keys that others in the batch may want, and memory that a full server needs. Not those whose
+/// own SET is in the same batch: these stay behind it.
+fn releases_first(batch: Vec<Entry>) -> Vec<Entry> {
+    if !batch.iter().any(|entry| entry.op.is_release()) || batch.iter().all(|entry| entry.op.is_release()) {
+        return batch;
+    }
+    let planted: HashSet<LockValue> = batch.iter().filter_map(|entry| entry.op.plants().cloned()).collect();
+    let may_go_first = |entry: &Entry| matches!(&entry.op, Op::Release { value, .. } if !planted.contains(value));
+    let (mut ordered, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(may_go_first);
+    ordered.extend(rest);
+    ordered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::lease::Ttl;
+
+    #[derive(Default)]
+    struct Log {
+        replies: Mutex<Vec<Reply>>,
+        taken_back: std::sync::atomic::AtomicBool,
+    }
+
+    impl ReplyTo for Log {
+        fn on_sending(&self, _: NodeIndex) -> bool {
+            !self.taken_back.load(Ordering::Relaxed)
+        }
+        fn on_reply(&self, _: NodeIndex, reply: Reply, _: Option<NodeTime>) {
+            self.replies.lock().unwrap().push(reply);
+        }
+    }
+
+    fn value(nonce: u128) -> LockValue {
+        LockValue::new(nonce, None, None)
+    }
+
+    fn acquire(nonce: u128) -> Op {
+        let ttl = Ttl::from_millis(1000, Ttl::LONGEST).unwrap();
+        Op::Acquire { key: "k".into(), value: value(nonce), ttl }
+    }
+
+    fn release(nonce: u128) -> Op {
+        Op::Release { key: "k".into(), value: value(nonce) }
+    }
+
+    fn up(places: usize) -> Mailbox {
+        let mailbox = Mailbox::new(0, places, Duration::from_secs(300));
+        mailbox.set_reach(Reach::Up, Instant::now());
+        mailbox
+    }
+
+    fn ops(batch: &[Entry]) -> Vec<Op> {
+        batch.iter().map(|entry| entry.op.clone()).collect()
+    }
+
+    #[test]
+    fn a_full_mailbox_refuses_a_set_but_never_its_release() {
+        let (mailbox, log, now) = (up(4), Arc::new(Log::default()), Instant::now());
+        let reserved = mailbox.post_acquire(acquire(1), log.clone(), now);
+        let second = mailbox.post_acquire(acquire(2), log.clone(), now);
+        assert!(second.is_some());
+        assert!(mailbox.post_acquire(acquire(3), log.clone(), now).is_none());
+        let full = Why { kind: WhyKind::MailboxFull, may_have_landed: false };
+        assert_eq!(*log.replies.lock().unwrap(), [Reply::Unknown(full)]);
+        mailbox.post_in(reserved.unwrap(), release(1), log.clone(), now);
+        assert_eq!(mailbox.len(), 3);
+        drop((second, mailbox.take(9)));
+        assert_eq!(mailbox.places_taken.load(Ordering::Relaxed), 0, "every place comes back");
+    }
+
+    #[test]
+    fn releases_go_first_but_not_before_their_own_set() {
+        let (mailbox, log, now) = (up(99), Arc::new(Log::default()), Instant::now());
+        for op in [acquire(1), release(9), acquire(2), release(2)] {
+            mailbox.post(op, log.clone(), now);
+        }
+        assert_eq!(ops(&mailbox.take(9)), [release(9), acquire(1), acquire(2), release(2)]);
+    }
+
+    #[test]
+    fn what_is_taken_back_is_not_sent() {
+        let (mailbox, log, now) = (up(99), Arc::new(Log::default()), Instant::now());
+        mailbox.post(acquire(1), log.clone(), now);
+        log.taken_back.store(true, Ordering::Relaxed);
+        assert!(mailbox.take(9).is_empty());
+        assert!(mailbox.is_empty());
+    }
+
+    #[test]
+    fn only_releases_outlive_the_connection() {
+        let (mailbox, log, now) = (up(99), Arc::new(Log::default()), Instant::now());
+        mailbox.post(acquire(1), log.clone(), now);
+        mailbox.post(release(2), log.clone(), now);
+        mailbox.set_reach(Reach::Down("gone".into()), now);
+        assert_eq!(log.replies.lock().unwrap().len(), 1, "the SET is answered unknown");
+        mailbox.post(acquire(3), log.clone(), now);
+        assert_eq!(log.replies.lock().unwrap().len(), 2, "and so is a new one, at once");
+        mailbox.post(release(4), log.clone(), now);
+        assert_eq!(ops(&mailbox.take(9)), [release(2), release(4)]);
+    }
+
+    #[test]
+    fn a_release_is_dropped_when_its_key_must_have_expired() {
+        let (mailbox, log, now) = (up(99), Arc::new(Log::default()), Instant::now());
+        mailbox.post(release(1), log.clone(), now);
+        mailbox.set_reach(Reach::Silent, now + Duration::from_secs(301));
+        assert!(mailbox.is_empty());
+    }
+}

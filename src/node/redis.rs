@@ -1,0 +1,197 @@
+//! The only file that names the Redis client, and nothing but its calls.
+//!
+//! fred would like to reconnect, to send again and to time out for us. All of that is off: a reconnect would send what was
+//! queued before anybody looked who is there now, a repeated `SET NX` reports its own success as "held", and a time-out
+//! throws the late reply away. So a client lives as long as its one connection.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fred::clients::Client;
+use fred::error::{Error, ErrorKind};
+use fred::interfaces::{ClientLike, LuaInterface};
+use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, ServerConfig, TlsConnector, UnresponsiveConfig};
+use fred::types::{Builder, ConnectHandle, InfoKind, Key, Value};
+use fred::util::sha1_hash;
+use futures::future::BoxFuture;
+use rustls::ClientConfig;
+use tokio::task::AbortHandle;
+
+use super::address::{Address, Transport};
+use super::script::{self, Arg, Raw};
+use super::{Connection, Node, Op, Probe, Replies, ScriptBy, WireError};
+
+/// A Redis or Valkey server.
+pub struct RedisNode {
+    config: Config,
+    connect_timeout: Duration,
+}
+
+impl RedisNode {
+    /// `tls` is needed for `rediss://` only.
+    pub fn new(address: &Address, tls: Option<ClientConfig>, connect_timeout: Duration) -> Self {
+        let (server, encrypted) = match &address.transport {
+            Transport::Tcp { host, port, tls } => (ServerConfig::new_centralized(host, *port), *tls),
+            Transport::Unix { path } => (ServerConfig::Unix { path: path.clone() }, false),
+        };
+        let config = Config {
+            fail_fast: true,
+            server,
+            username: address.username.clone(),
+            password: address.password.as_ref().map(|password| password.reveal().to_owned()),
+            database: Some(address.database),
+            tls: tls.filter(|_| encrypted).map(|tls| TlsConnector::from(tls).into()),
+            ..Config::default()
+        };
+        Self { config, connect_timeout }
+    }
+
+    async fn open(&self) -> Result<Box<dyn Connection>, WireError> {
+        let mut connection = ConnectionConfig {
+            connection_timeout: self.connect_timeout,
+            internal_command_timeout: self.connect_timeout,
+            max_command_attempts: 1,
+            auto_client_setname: false,
+            reconnect_on_auth_error: false,
+            unresponsive: UnresponsiveConfig { max_timeout: None, ..UnresponsiveConfig::default() },
+            ..ConnectionConfig::default()
+        };
+        connection.tcp.nodelay = Some(true);
+        // Ends a connection whose peer is gone for good; a call that is overdue ends it sooner.
+        connection.tcp.user_timeout = Some(Duration::from_secs(5).max(self.connect_timeout));
+        let client = Builder::from_config(self.config.clone())
+            .set_connection_config(connection)
+            .set_performance_config(PerformanceConfig { default_command_timeout: Duration::ZERO, ..Default::default() })
+            .build()
+            .map_err(|error| closed(&error))?;
+        let task = client.init().await.map_err(|error| closed(&error))?;
+        Ok(Box::new(RedisConnection {
+            client,
+            hash: sha1_hash(script::TEXT),
+            abort: task.abort_handle(),
+            task: Mutex::new(Some(task)),
+        }))
+    }
+}
+
+impl Node for RedisNode {
+    fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, WireError>> {
+        Box::pin(self.open())
+    }
+}
+
+struct RedisConnection {
+    client: Client,
+    hash: String,
+    abort: AbortHandle,
+    task: Mutex<Option<ConnectHandle>>,
+}
+
+impl Drop for RedisConnection {
+    fn drop(&mut self) {
+        self.abort.abort();
+    }
+}
+
+impl RedisConnection {
+    async fn run(&self, batch: &[Op], by: ScriptBy) -> Result<Replies, WireError> {
+        let keys: Vec<Key> = batch.iter().map(|op| Key::from(&**op.key())).collect();
+        let args: Vec<Value> = batch.iter().flat_map(script::encode).map(value).collect();
+        let reply: Value = match by {
+            ScriptBy::Hash => self.client.evalsha(self.hash.as_str(), keys, args).await,
+            ScriptBy::Text => self.client.eval(script::TEXT, keys, args).await,
+        }
+        .map_err(|error| failed(&error))?;
+        let Value::Array(entries) = reply else {
+            return Err(WireError::Server("the batch script's reply is no list".into()));
+        };
+        script::decode(batch, entries.into_iter().map(raw).collect()).map_err(WireError::Server)
+    }
+
+    async fn ask(&self) -> Result<Probe, WireError> {
+        let info: String = self.client.info(None::<InfoKind>).await.map_err(|error| failed(&error))?;
+        let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let need = |name: &str| {
+            field(name).ok_or_else(|| WireError::Closed(format!("its INFO has no `{name}`; is it a Redis server?").into()))
+        };
+        let version = match field("valkey_version") {
+            Some(version) => format!("valkey {version}"),
+            None => format!("redis {}", need("redis_version")?),
+        };
+        Ok(Probe {
+            run_id: need("run_id")?.into(),
+            version: version.into(),
+            uptime: Duration::from_secs(need("uptime_in_seconds")?.parse().unwrap_or_default()),
+            role: need("role")?.into(),
+            cluster: field("cluster_enabled") == Some("1"),
+            loading: field("loading") == Some("1"),
+        })
+    }
+}
+
+impl Connection for RedisConnection {
+    fn probe(&self) -> BoxFuture<'_, Result<Probe, WireError>> {
+        Box::pin(self.ask())
+    }
+
+    fn call<'a>(&'a self, batch: &'a [Op], by: ScriptBy) -> BoxFuture<'a, Result<Replies, WireError>> {
+        Box::pin(self.run(batch, by))
+    }
+
+    fn closed(&self) -> BoxFuture<'static, Arc<str>> {
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Box::pin(async move {
+            match task {
+                Some(task) => match task.await {
+                    Ok(Err(error)) => what(&error),
+                    Ok(Ok(())) => "closed by the server".into(),
+                    Err(error) => error.to_string().into(),
+                },
+                None => std::future::pending().await,
+            }
+        })
+    }
+}
+
+fn value(arg: Arg<'_>) -> Value {
+    match arg {
+        Arg::Text(text) => Value::from(text),
+        Arg::Number(number) => Value::from(number.to_string()),
+    }
+}
+
+fn raw(value: Value) -> Raw {
+    match value {
+        Value::Integer(number) => Raw::Integer(number),
+        Value::Boolean(yes) => Raw::Integer(yes.into()),
+        Value::String(text) => Raw::Bytes(text.as_bytes().into()),
+        Value::Bytes(bytes) => Raw::Bytes(bytes.as_ref().into()),
+        Value::Array(entries) => Raw::List(entries.into_iter().map(raw).collect()),
+        Value::Null | Value::Queued | Value::Map(_) | Value::Double(_) => Raw::Nil,
+    }
+}
+
+/// What fred's error says of the connection: an answer of the server leaves it standing.
+fn failed(error: &Error) -> WireError {
+    if error.details().starts_with("NOSCRIPT") {
+        return WireError::NoScript;
+    }
+    match error.kind() {
+        ErrorKind::IO | ErrorKind::Canceled | ErrorKind::Timeout | ErrorKind::Protocol | ErrorKind::Tls | ErrorKind::Parse => {
+            closed(error)
+        }
+        _ => WireError::Server(what(error)),
+    }
+}
+
+fn closed(error: &Error) -> WireError {
+    WireError::Closed(what(error))
+}
+
+/// Kind and text, with the word `auth` where the server does not let us in.
+fn what(error: &Error) -> Arc<str> {
+    match error.kind() {
+        ErrorKind::Auth => format!("auth: {}", error.details()).into(),
+        _ => error.details().into(),
+    }
+}

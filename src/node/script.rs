@@ -1,0 +1,152 @@
+//! Where Lua meets Rust: how operations become the arguments of the batch script, and its reply becomes replies.
+
+use std::sync::Arc;
+
+use crate::engine::lease::Ttl;
+use crate::engine::reply::{Reply, Stored, Why, WhyKind};
+
+use super::{NodeTime, Op, Replies};
+
+/// The batch script with all operations.
+pub const TEXT: &str = concat!(
+    include_str!("../../lua/batch.lua"),
+    include_str!("../../lua/acquire.lua"),
+    include_str!("../../lua/release.lua"),
+    include_str!("../../lua/renew.lua"),
+    include_str!("../../lua/repair.lua"),
+    include_str!("../../lua/inspect.lua"),
+    include_str!("../../lua/fence.lua"),
+    include_str!("../../lua/batch_end.lua"),
+);
+
+/// The most operations in one call.
+pub const MAX_BATCH: usize = 512;
+
+/// An argument of the script.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Arg<'a> {
+    /// Text.
+    Text(&'a str),
+    /// A number.
+    Number(u64),
+}
+
+/// Letter and arguments of one operation.
+pub fn encode(op: &Op) -> [Arg<'_>; 3] {
+    use Arg::{Number, Text};
+    match op {
+        Op::Acquire { value, ttl, .. } => [Text("A"), Text(value.as_str()), Number(ttl.as_millis())],
+        Op::Release { value, .. } => [Text("R"), Text(value.as_str()), Text("")],
+        Op::Renew { value, ttl, .. } => [Text("N"), Text(value.as_str()), Number(ttl.as_millis())],
+        Op::Repair { value, ends_at, .. } => [Text("H"), Text(value.as_str()), Number(ends_at.as_millis())],
+        Op::Check { .. } | Op::Inspect { .. } => [Text("I"), Text(""), Text("")],
+        Op::Tokens { count, .. } => [Text("T"), Number(*count as u64), Text("")],
+    }
+}
+
+/// A value in the script's reply, free of any client library.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Raw {
+    /// An integer.
+    Integer(i64),
+    /// A string of any bytes.
+    Bytes(Arc<[u8]>),
+    /// Nothing.
+    Nil,
+    /// A list.
+    List(Vec<Raw>),
+}
+
+/// Reads the script's reply to `batch`. `Err` if it has not the form that the script gives it.
+pub fn decode(batch: &[Op], reply: Vec<Raw>) -> Result<Replies, Arc<str>> {
+    let mut entries = reply.into_iter();
+    let (Some(seconds), Some(micros)) = (entries.next().and_then(number), entries.next().and_then(number)) else {
+        return Err("the batch script's reply does not begin with a time".into());
+    };
+    if entries.len() != batch.len() {
+        return Err(format!("{} replies to {} operations", entries.len(), batch.len()).into());
+    }
+    let time = NodeTime { micros: seconds.saturating_mul(1_000_000).saturating_add(micros) };
+    Ok(Replies { time, replies: batch.iter().zip(entries).map(|(op, raw)| entry(op, raw)).collect() })
+}
+
+fn number(raw: Raw) -> Option<u64> {
+    match raw {
+        Raw::Integer(number) => number.try_into().ok(),
+        Raw::Bytes(digits) => std::str::from_utf8(&digits).ok()?.parse().ok(),
+        _ => None,
+    }
+}
+
+fn entry(op: &Op, raw: Raw) -> Reply {
+    match (op, raw) {
+        (Op::Tokens { .. }, Raw::Integer(last)) => match last.try_into() {
+            Ok(last) => Reply::Tokens { last },
+            Err(_) => server_error(format!("the counter stands at {last}")),
+        },
+        (_, Raw::Integer(1)) => Reply::Yes,
+        (_, Raw::Integer(0)) => Reply::Absent,
+        (_, Raw::Bytes(error)) => server_error(String::from_utf8_lossy(&error).into_owned()),
+        (op, Raw::List(list)) => match list.as_slice() {
+            [Raw::Integer(left)] => Reply::Held { left_ms: time_left(*left).unwrap_or(Ttl::LONGEST.as_millis()) },
+            [value @ (Raw::Bytes(_) | Raw::Nil), Raw::Integer(left)] => found(op, value, time_left(*left)),
+            _ => server_error("a list of an unknown form".to_owned()),
+        },
+        (_, raw) => server_error(format!("an unknown reply: {raw:?}")),
+    }
+}
+
+fn found(op: &Op, value: &Raw, left_ms: Option<u64>) -> Reply {
+    let value = match value {
+        Raw::Bytes(value) => Some(value.clone()),
+        _ => None,
+    };
+    match op {
+        Op::Check { value: ours, .. } if value.as_deref() == Some(ours.as_str().as_bytes()) => {
+            // A key of ours that somebody made persistent has the longest time there is.
+            Reply::Held { left_ms: left_ms.unwrap_or(Ttl::LONGEST.as_millis()) }
+        }
+        _ => Reply::Other(Stored { value, left_ms }),
+    }
+}
+
+fn time_left(pttl: i64) -> Option<u64> {
+    pttl.try_into().ok()
+}
+
+fn server_error(what: String) -> Reply {
+    Reply::Unknown(Why { kind: WhyKind::ServerError(what.into()), may_have_landed: true })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inspect() -> Op {
+        Op::Inspect { key: "lock:x".into() }
+    }
+
+    fn reply(entries: Vec<Raw>) -> Vec<Raw> {
+        let time = [Raw::Bytes(b"1700000000".as_slice().into()), Raw::Bytes(b"42".as_slice().into())];
+        time.into_iter().chain(entries).collect()
+    }
+
+    #[test]
+    fn every_operation_answers_for_itself() {
+        let batch = [inspect(), inspect(), inspect(), Op::Tokens { key: "c".into(), count: 1 }];
+        let error = Raw::Bytes(b"OOM command not allowed".as_slice().into());
+        let raw = vec![Raw::Integer(0), error, Raw::List(vec![Raw::Nil, Raw::Integer(-1)]), Raw::Integer(1)];
+        let decoded = decode(&batch, reply(raw)).unwrap();
+        assert_eq!(decoded.time, NodeTime { micros: 1_700_000_000_000_042 });
+        assert_eq!(decoded.replies[0], Reply::Absent);
+        assert!(matches!(&decoded.replies[1], Reply::Unknown(why) if why.may_have_landed), "an error is no refusal");
+        assert_eq!(decoded.replies[2], Reply::Other(Stored { value: None, left_ms: None }));
+        assert_eq!(decoded.replies[3], Reply::Tokens { last: 1 });
+    }
+
+    #[test]
+    fn replies_that_do_not_fit_the_batch_are_an_error() {
+        assert!(decode(&[inspect()], reply(vec![])).is_err());
+        assert!(decode(&[], vec![]).is_err());
+    }
+}

@@ -1,0 +1,160 @@
+//! One proxy, from its configuration to its end. Owns neither ports nor signals: listeners and the end come from outside.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+use tracing::{info, warn};
+
+use crate::admin;
+use crate::config::Config;
+use crate::coordinator::fence::Fence;
+use crate::coordinator::observer::NodeObserver;
+use crate::coordinator::{Coordinator, Settings};
+use crate::grpc::delivery::DeliveryLayer;
+use crate::grpc::service::Service;
+use crate::metrics::{Metrics, NodeMetrics, Registry};
+use crate::node::address::Address;
+use crate::node::env::{Env, SystemEnv};
+use crate::node::link::{Identities, Link, Timing};
+use crate::node::redis::RedisNode;
+use crate::node::tls;
+use crate::proto;
+use crate::proto::lock_service_server::LockServiceServer;
+use crate::proto::operator_service_server::OperatorServiceServer;
+
+/// Finds clients whose machine is gone.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Lock clients cancel waits all day; the default of 20 would end their connections.
+const MAX_PENDING_RESETS: usize = 4_096;
+
+/// How often health and histograms are brought up to date.
+const HOUSEKEEPING: Duration = Duration::from_millis(250);
+
+/// A proxy's failure to start.
+pub type StartError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Serves until `shutdown` is cancelled, then drains within the configured time.
+pub async fn run(config: Config, grpc: TcpListener, http: TcpListener, shutdown: CancellationToken) -> Result<(), StartError> {
+    let registry = Arc::new(Registry::new()?);
+    let mut background = JoinSet::new();
+    let coordinator = start(&config, &registry, &mut background)?;
+
+    let router = admin::router(coordinator.clone(), registry.clone());
+    background.spawn(async move {
+        if let Err(error) = axum::serve(http, router).await {
+            warn!(%error, "the metrics listener failed");
+        }
+    });
+    let (health, health_service) = tonic_health::server::health_reporter();
+    background.spawn(keep_house(coordinator.clone(), registry, health.clone()));
+
+    let reflection = |builder: tonic_reflection::server::Builder<'static>| {
+        builder
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let service = Service::new(coordinator.clone(), config.limits);
+    let ended = CancellationToken::new();
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+        .layer(DeliveryLayer)
+        .add_service(LockServiceServer::new(service.clone()))
+        .add_service(OperatorServiceServer::new(service))
+        .add_service(health_service)
+        .add_service(reflection(tonic_reflection::server::Builder::configure()).build_v1()?)
+        .add_service(reflection(tonic_reflection::server::Builder::configure()).build_v1alpha()?)
+        .serve_with_incoming_shutdown(TcpIncoming::from(grpc).with_nodelay(Some(true)), ended.clone().cancelled_owned());
+    let mut server = tokio::spawn(server);
+    tokio::select! {
+        result = &mut server => return Ok(result??),
+        () = shutdown.cancelled() => {}
+    }
+    drain(&coordinator, &health, &ended, server, config.drain_timeout).await;
+    Ok(())
+}
+
+/// Links to all servers, and the coordinator over them.
+fn start(config: &Config, registry: &Registry, background: &mut JoinSet<()>) -> Result<Arc<Coordinator>, StartError> {
+    let env: Arc<dyn Env> = Arc::new(SystemEnv);
+    let files = &config.nodes.tls;
+    let identity = files.cert.as_deref().zip(files.key.as_deref());
+    let encrypted = config.nodes.addresses.iter().chain([&config.fencing.address]).any(Address::is_encrypted);
+    let tls = encrypted.then(|| tls::client_config(files.ca.as_deref(), identity)).transpose()?;
+
+    let labels: Vec<Arc<str>> = config.nodes.addresses.iter().map(|address| address.label().into()).collect();
+    let fence_label: Arc<str> = config.fencing.address.label().into();
+    let metrics: Arc<Metrics> = Arc::new(registry.metrics(&labels, &fence_label));
+
+    let link = |index, address: &Address, timeout, events: NodeMetrics, identities: &Arc<Identities>| {
+        let timing = Timing::new(timeout, config.limits.max_ttl.as_duration());
+        let node = Box::new(RedisNode::new(address, tls.clone(), timing.connect));
+        let observer = Box::new(NodeObserver::new(events));
+        Arc::new(Link::new(index, address.label().into(), node, timing, env.clone(), observer, identities.clone()))
+    };
+    let identities = Arc::new(Identities::default());
+    let addresses = config.nodes.addresses.iter().enumerate();
+    let links: Vec<Arc<Link>> =
+        addresses.map(|(i, address)| link(i, address, config.nodes.timeout, metrics.node(i), &identities)).collect();
+    // The counter may live on a lock node's server: it votes on nothing.
+    let fence = link(0, &config.fencing.address, config.fencing.timeout, metrics.fence(), &Arc::default());
+    for link in links.iter().chain([&fence]).map(Arc::clone) {
+        background.spawn(async move { link.run().await });
+    }
+
+    let settings = Settings {
+        quorum: config.nodes.quorum,
+        key_prefix: config.nodes.key_prefix.clone(),
+        drift: config.nodes.drift,
+        max_inflight: config.limits.max_inflight,
+    };
+    let fence = Fence::new(fence, env.clone(), metrics.clone());
+    Ok(Coordinator::new(settings, links, fence, env, metrics))
+}
+
+/// Keeps the health service true and the histograms small.
+async fn keep_house(coordinator: Arc<Coordinator>, registry: Arc<Registry>, health: HealthReporter) {
+    let mut ticks = tokio::time::interval(HOUSEKEEPING);
+    loop {
+        ticks.tick().await;
+        registry.upkeep();
+        match coordinator.ready() {
+            Ok(()) => health.set_serving::<LockServiceServer<Service>>().await,
+            Err(_) => health.set_not_serving::<LockServiceServer<Service>>().await,
+        }
+    }
+}
+
+/// Health says so first; then nothing is granted any more; then what is under way ends, within the bound.
+async fn drain(
+    coordinator: &Arc<Coordinator>,
+    health: &HealthReporter,
+    ended: &CancellationToken,
+    server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+    bound: Duration,
+) {
+    info!(?bound, "shutting down");
+    health.set_service_status("", ServingStatus::NotServing).await;
+    health.set_not_serving::<LockServiceServer<Service>>().await;
+    coordinator.drain();
+    ended.cancel();
+    let work = async {
+        let _ = server.await;
+        coordinator.drained().await;
+    };
+    if tokio::time::timeout(bound, work).await.is_err() {
+        warn!("not everything ended in time; what is left ends with its TTL");
+    } else {
+        info!("drained");
+    }
+}

@@ -1,0 +1,423 @@
+//! Real servers and real proxies for tests: started on free loopback ports, ended when dropped, also when a test fails.
+#![allow(clippy::unwrap_used, dead_code, missing_docs, unsafe_code)]
+
+use std::future::Future;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use redlockd::proto;
+use redlockd::proto::acquire_response::Outcome;
+use redlockd::proto::granted::Fencing;
+use redlockd::proto::lock_service_client::LockServiceClient;
+use redlockd::proto::operator_service_client::OperatorServiceClient;
+use tonic::transport::Channel;
+
+pub mod gate;
+
+/// Generous: nothing here depends on something being fast.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `condition` gives a value.
+pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(started.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// Ends the child with this thread, however that ends.
+fn die_with_test(command: &mut Command) {
+    // SAFETY: one system call between fork and exec.
+    unsafe {
+        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
+    }
+}
+
+/// A process that is killed when dropped.
+pub struct Process(Child);
+
+impl Process {
+    pub fn spawn(command: &mut Command) -> Self {
+        die_with_test(command);
+        Self(command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), signal).unwrap();
+    }
+
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    pub fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+
+    pub fn has_ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.0.try_wait().unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A real Redis server.
+pub struct Redis {
+    process: Process,
+    pub port: u16,
+    options: Vec<String>,
+    directory: tempfile::TempDir,
+    /// Options of redis-cli that reach it.
+    client: Vec<String>,
+}
+
+impl Redis {
+    pub fn start(options: &[&str]) -> Self {
+        Self::start_with_client(options, &[])
+    }
+
+    /// With options that redis-cli needs, such as `-a PASSWORD`.
+    pub fn start_with_client(options: &[&str], client: &[&str]) -> Self {
+        let mut directory = tempfile::tempdir().unwrap();
+        let options: Vec<String> = options.iter().map(ToString::to_string).collect();
+        loop {
+            let port = free_port();
+            let process = launch(port, directory.path(), &options);
+            let client = client.iter().map(ToString::to_string).collect();
+            let mut redis = Self { process, port, options: options.clone(), directory, client };
+            if redis.comes_up() {
+                return redis;
+            }
+            // Somebody else took the port.
+            directory = redis.directory;
+        }
+    }
+
+    fn comes_up(&mut self) -> bool {
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE {
+            if self.process.has_ended().is_some() {
+                return false;
+            }
+            if self.try_cli(&["PING"]).is_some_and(|answer| answer == "PONG") {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("the server on port {} does not answer", self.port);
+    }
+
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address())
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn try_cli(&self, args: &[&str]) -> Option<String> {
+        let output = Command::new("redis-cli")
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "--no-auth-warning"])
+            .args(&self.client)
+            .args(args)
+            .output()
+            .expect("redis-cli");
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+    }
+
+    /// What redis-cli prints for a command.
+    pub fn cli(&self, args: &[&str]) -> String {
+        self.try_cli(args).unwrap_or_else(|| panic!("redis-cli {args:?} fails on port {}", self.port))
+    }
+
+    /// The keys of locks that it holds.
+    pub fn keys(&self) -> Vec<String> {
+        self.cli(&["KEYS", "lock:*"]).lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    }
+
+    pub fn stop(&self) {
+        self.process.signal(Signal::SIGSTOP);
+    }
+
+    pub fn resume(&self) {
+        self.process.signal(Signal::SIGCONT);
+    }
+
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again on the same port, with what it has on disk.
+    pub fn start_again(&mut self) {
+        self.process.kill();
+        let started = Instant::now();
+        loop {
+            self.process = launch(self.port, self.directory.path(), &self.options);
+            if self.comes_up() {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "port {} stays taken", self.port);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn launch(port: u16, directory: &Path, options: &[String]) -> Process {
+    let mut command = Command::new("redis-server");
+    command.args(["--bind", "127.0.0.1", "--daemonize", "no", "--maxmemory-policy", "noeviction", "--dir"]).arg(directory);
+    if !options.iter().any(|option| option == "--port") {
+        command.args(["--port", &port.to_string()]);
+    }
+    if !options.iter().any(|option| option == "--appendonly") {
+        command.args(["--save", "", "--appendonly", "no"]);
+    }
+    let port = port.to_string();
+    command.args(options.iter().map(|option| option.replace("{port}", &port)));
+    Process::spawn(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
+}
+
+/// Lock nodes and a designated server.
+pub struct Cluster {
+    pub nodes: Vec<Redis>,
+    pub fence: Redis,
+}
+
+/// The designated server: every write is on disk before it is answered.
+pub const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
+
+impl Cluster {
+    pub fn start(nodes: usize) -> Self {
+        Self { nodes: (0..nodes).map(|_| Redis::start(&[])).collect(), fence: Redis::start(&DURABLE) }
+    }
+
+    pub fn urls(&self) -> Vec<String> {
+        self.nodes.iter().map(Redis::url).collect()
+    }
+
+    /// Keys of locks on any of the nodes named.
+    pub fn keys_on(&self, nodes: &[usize]) -> Vec<String> {
+        nodes.iter().flat_map(|node| self.nodes[*node].keys()).collect()
+    }
+
+    /// Waits until no node holds a lock's key.
+    pub async fn no_key_left(&self) {
+        let all: Vec<usize> = (0..self.nodes.len()).collect();
+        until("no key on any node", || async { self.keys_on(&all).is_empty().then_some(()) }).await;
+    }
+}
+
+/// The program under test.
+pub fn redlockd() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_redlockd"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("REDLOCK")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// A running proxy.
+pub struct Proxy {
+    pub process: Process,
+    pub grpc: SocketAddr,
+    pub http: SocketAddr,
+    log: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+/// Long, as for every test that is not about time-outs.
+const NODES_TIMEOUT: &str = "1s";
+
+impl Proxy {
+    /// In front of a cluster, ready to grant.
+    pub async fn start(cluster: &Cluster, flags: &[&str]) -> Self {
+        let proxy = Self::start_unready(&cluster.urls(), &cluster.fence.url(), flags).await;
+        proxy.ready().await;
+        proxy
+    }
+
+    /// In front of whatever `urls` name.
+    pub async fn start_unready(urls: &[String], fence: &str, flags: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let mut command = redlockd();
+        command.arg("serve").args(["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]).args([
+            "--nodes-urls",
+            &urls.join(","),
+            "--fencing-url",
+            fence,
+        ]);
+        for (flag, value) in [("--nodes-timeout", NODES_TIMEOUT), ("--fencing-timeout", NODES_TIMEOUT)] {
+            if !flags.contains(&flag) {
+                command.args([flag, value]);
+            }
+        }
+        command.args(flags).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.stderr(std::fs::File::create(&log).unwrap());
+        let mut process = Process::spawn(&mut command);
+        let mut lines = BufReader::new(process.0.stdout.take().unwrap()).lines();
+        let line = lines.next().unwrap_or_else(|| panic!("{}", std::fs::read_to_string(&log).unwrap())).unwrap();
+        let mut addresses = line.split_whitespace().filter_map(|word| word.parse().ok());
+        let (grpc, http) = (addresses.next().unwrap(), addresses.next().unwrap());
+        Self { process, grpc, http, log, _directory: directory }
+    }
+
+    pub async fn ready(&self) {
+        until("the proxy to be ready", || async { (self.http_get("/readyz").await.0 == 200).then_some(()) }).await;
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.grpc)
+    }
+
+    pub async fn channel(&self) -> Channel {
+        Channel::from_shared(self.url()).unwrap().connect().await.unwrap()
+    }
+
+    pub async fn client(&self) -> LockServiceClient<Channel> {
+        LockServiceClient::new(self.channel().await)
+    }
+
+    pub async fn nodes(&self) -> proto::ListNodesResponse {
+        let mut client = OperatorServiceClient::new(self.channel().await);
+        client.list_nodes(proto::ListNodesRequest {}).await.unwrap().into_inner()
+    }
+
+    /// Status and body.
+    pub async fn http_get(&self, path: &str) -> (u16, String) {
+        let (address, request) = (self.http, format!("GET {path} HTTP/1.0\r\n\r\n"));
+        let answer = tokio::task::spawn_blocking(move || {
+            use std::io::Write;
+            let mut stream = std::net::TcpStream::connect(address)?;
+            stream.write_all(request.as_bytes())?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).map(|_| answer)
+        });
+        let answer = answer.await.unwrap().unwrap_or_default();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_default();
+        (status, body.to_owned())
+    }
+
+    /// The value of a metric's series, 0 if there is none. `series` is its name with labels as they are printed.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let (_, text) = self.http_get("/metrics").await;
+        let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_default()
+    }
+
+    /// Waits until nothing is being done.
+    pub async fn idle(&self) {
+        until("the proxy to be idle", || async {
+            let busy = self.metric("redlock_tasks").await + self.metric("redlock_inflight_requests").await;
+            let queued: u32 = self.nodes().await.nodes.iter().map(|node| node.queued).sum();
+            (busy == 0.0 && queued == 0).then_some(())
+        })
+        .await;
+    }
+
+    /// Resident memory in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+pub fn seconds(seconds: u64) -> Option<prost_types::Duration> {
+    millis(seconds * 1000)
+}
+
+pub fn millis(ms: u64) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(Duration::from_millis(ms)).ok()
+}
+
+pub fn std_duration(duration: Option<prost_types::Duration>) -> Duration {
+    duration.unwrap().try_into().unwrap()
+}
+
+/// A request for a name with a TTL of 10 s.
+pub fn want(name: &str) -> proto::AcquireRequest {
+    proto::AcquireRequest { name: name.to_owned(), ttl: seconds(10), owner: "test".to_owned(), ..Default::default() }
+}
+
+/// The outcome of an acquire.
+pub async fn acquire(client: &mut LockServiceClient<Channel>, request: proto::AcquireRequest) -> Outcome {
+    client.acquire(request).await.unwrap().into_inner().outcome.unwrap()
+}
+
+/// A grant, or a failed test.
+pub async fn granted(client: &mut LockServiceClient<Channel>, request: proto::AcquireRequest) -> proto::Granted {
+    match acquire(client, request).await {
+        Outcome::Granted(granted) => granted,
+        Outcome::Contended(contended) => panic!("contended: {contended:?}"),
+    }
+}
+
+/// A refusal, or a failed test.
+pub async fn contended(client: &mut LockServiceClient<Channel>, request: proto::AcquireRequest) -> proto::Contended {
+    match acquire(client, request).await {
+        Outcome::Contended(contended) => contended,
+        Outcome::Granted(_) => panic!("granted"),
+    }
+}
+
+pub fn token(granted: &proto::Granted) -> u64 {
+    match granted.fencing {
+        Some(Fencing::FencingToken(token)) => token,
+        ref other => panic!("{other:?} in place of a token"),
+    }
+}
+
+pub async fn release(client: &mut LockServiceClient<Channel>, lock_id: &str) -> proto::ReleaseOutcome {
+    let request = proto::ReleaseRequest { lock_id: lock_id.to_owned() };
+    client.release(request).await.unwrap().into_inner().outcome()
+}
+
+/// What a command line program did.
+pub struct Ran {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// Runs a client command against a proxy.
+pub fn run(proxy: &Proxy, args: &[&str]) -> Ran {
+    redlockd().args(args).args(["--server", &proxy.url()]).stdin(Stdio::null()).output().unwrap().into()
+}
