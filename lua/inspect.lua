@@ -3,7 +3,7 @@
 -- KEYS   the lock's key
 -- Reply  0 nothing, {value, ms} what the key holds (nil: a key of another type)
 --
--- A script, because value and time have to be of the same instant. Reads only.
+-- A script, because value and time have to be of the same instant. Reads only, so it is safe to repeat.
 
 operations.I = function(key)
   local stored = read(key)

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::engine::lease::Ttl;
+use crate::engine::lease::{Ttl, TtlBounds};
 use crate::engine::quorum::{MAX_NODES, Quorum};
 use crate::engine::validity::{DriftFactor, ceil_millis};
 use crate::node::address::{Address, Password};
@@ -75,10 +75,8 @@ pub struct TlsFiles {
 /// Bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// For requests that name none.
-    pub default_ttl: Ttl,
-    /// The longest that a request may name.
-    pub max_ttl: Ttl,
+    /// Which TTLs a request may name.
+    pub ttl: TtlBounds,
     /// Requests served at a time.
     pub max_inflight: usize,
 }
@@ -312,9 +310,8 @@ impl Layers {
                 None => key.path,
             };
             let (value, origin) = self.written(key);
-            let comment = if value.is_empty() { "#  " } else { "" };
-            let line = format!("{comment}{name} = {}", as_toml(key.shape, value));
-            out.push_str(&format!("{line:<44} # {origin}: {}\n", key.help));
+            let unset = if value.is_empty() { "# " } else { "" };
+            out.push_str(&format!("# {}\n{unset}{name} = {}  # {origin}\n", key.help, as_toml(key.shape, value)));
         }
         out
     }
@@ -489,7 +486,7 @@ impl Reader<'_> {
         let max_ttl = self.ttl("limits.max_ttl", Ttl::LONGEST);
         let default_ttl = self.ttl("limits.default_ttl", max_ttl.unwrap_or(Ttl::LONGEST));
         let max_inflight = self.number("limits.max_inflight", 1, 1_000_000);
-        Some(Limits { default_ttl: default_ttl?, max_ttl: max_ttl?, max_inflight: max_inflight? })
+        Some(Limits { ttl: TtlBounds { default: default_ttl?, longest: max_ttl? }, max_inflight: max_inflight? })
     }
 
     fn log(&mut self) -> Option<Log> {

@@ -28,7 +28,7 @@ fn nodes_and_counter_are_all_that_has_to_be_said() {
     assert_eq!(config.listen.to_string(), "127.0.0.1:50051");
     assert_eq!(config.nodes.quorum.size(), 2);
     assert_eq!(config.nodes.timeout, Duration::from_millis(50));
-    assert_eq!(config.limits.max_ttl.as_duration(), Duration::from_secs(300));
+    assert_eq!(config.limits.ttl.longest.as_duration(), Duration::from_secs(300));
     assert_eq!(config.nodes.drift, DriftFactor::DEFAULT);
 }
 

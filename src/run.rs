@@ -62,7 +62,7 @@ pub async fn run(config: Config, grpc: TcpListener, http: TcpListener, shutdown:
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let service = Service::new(coordinator.clone(), config.limits);
+    let service = Service::new(coordinator.clone(), config.limits.ttl);
     let ended = CancellationToken::new();
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -97,7 +97,7 @@ fn start(config: &Config, registry: &Registry, background: &mut JoinSet<()>) -> 
     let metrics: Arc<Metrics> = Arc::new(registry.metrics(&labels, &fence_label));
 
     let link = |index, address: &Address, timeout, events: NodeMetrics, identities: &Arc<Identities>| {
-        let timing = Timing::new(timeout, config.limits.max_ttl.as_duration());
+        let timing = Timing::new(timeout, config.limits.ttl.longest.as_duration());
         let node = Box::new(RedisNode::new(address, tls.clone(), timing.connect));
         let observer = Box::new(NodeObserver::new(events));
         Arc::new(Link::new(index, address.label().into(), node, timing, env.clone(), observer, identities.clone()))
@@ -128,6 +128,7 @@ async fn keep_house(coordinator: Arc<Coordinator>, registry: Arc<Registry>, heal
     loop {
         ticks.tick().await;
         registry.upkeep();
+        coordinator.forget_expired();
         match coordinator.ready() {
             Ok(()) => health.set_serving::<LockServiceServer<Service>>().await,
             Err(_) => health.set_not_serving::<LockServiceServer<Service>>().await,

@@ -114,6 +114,7 @@ impl Grant {
     pub fn delivered(mut self) {
         self.delivered = true;
         self.ballot.lock().places.clear();
+        self.coordinator.ledger.note(&self.lock_id(), self.ballot.started + self.ballot.ttl.as_duration());
     }
 }
 

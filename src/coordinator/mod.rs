@@ -20,12 +20,14 @@ use crate::node::link::{Link, Status};
 
 pub mod attempt;
 pub mod fence;
+mod ledger;
 pub mod lock_id;
 pub mod observer;
 pub mod question;
 
 use attempt::{AcquireFailure, AcquireSpec, Grant};
 use fence::Fence;
+use ledger::Ledger;
 
 /// What a coordinator has to know.
 #[derive(Clone, Debug)]
@@ -49,6 +51,7 @@ pub struct Coordinator {
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
     draining: CancellationToken,
+    ledger: Ledger,
     inflight: AtomicUsize,
     tries: AtomicU64,
 }
@@ -91,6 +94,7 @@ impl Coordinator {
             metrics,
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
+            ledger: Ledger::default(),
             inflight: AtomicUsize::new(0),
             tries: AtomicU64::new(u64::try_from(first_try).unwrap_or_default()),
         })
@@ -185,17 +189,22 @@ impl Coordinator {
         self.metrics.observe(margin, self.tasks.len());
     }
 
+    /// To be called now and then: forgets what has expired.
+    pub fn forget_expired(&self) {
+        self.ledger.forget_expired(self.env.now());
+    }
+
     /// From now on nothing is granted; who waits for a lock is told so.
     pub fn drain(&self) {
         self.draining.cancel();
         self.tasks.close();
     }
 
-    /// Ends when the last attempt and everything that the nodes have still to be told has been sent.
+    /// Ends when the last attempt has, and every node that can be reached has done what it was told.
     pub async fn drained(&self) {
         self.tasks.wait().await;
         let pause = Duration::from_millis(5);
-        while self.links.iter().any(|link| link.is_up() && link.status().queued > 0) {
+        while self.links.iter().any(|link| link.is_up() && !link.is_idle()) {
             self.env.sleep_until(self.env.now() + pause).await;
         }
     }

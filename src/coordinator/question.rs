@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::engine::lease::{LockName, Owner, Ttl};
+use crate::engine::fencing::Token;
+use crate::engine::lease::{LockName, LockValue, Owner, Ttl};
 use crate::engine::quorum::NodeIndex;
 use crate::engine::reply::{Reply, Stored};
 use crate::engine::round::{LeaseRound, Occupancy, Survey, Verdict};
@@ -43,10 +44,21 @@ pub struct Lease {
 /// Who holds a name.
 #[derive(Clone, Debug)]
 pub struct Holding {
-    /// The holder's label and the time left, if a quorum holds the same lease.
-    pub held: Option<(Option<Owner>, Duration)>,
+    /// The lease that a quorum holds.
+    pub held: Option<Held>,
     /// One for each node.
     pub votes: Vec<(Arc<str>, Vote)>,
+}
+
+/// A lease as anybody may see it.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// The holder's label.
+    pub owner: Option<Owner>,
+    /// For how long a quorum keeps it.
+    pub left: Duration,
+    /// The token, if this proxy granted or renewed the lease.
+    pub token: Option<Token>,
 }
 
 /// What one node said about a name.
@@ -206,6 +218,7 @@ impl Coordinator {
         let question = Arc::new(self.question());
         let key = self.key(&id.name);
         self.ask(&question, self.env.now(), || Op::Release { key: key.clone(), value: id.value.clone() });
+        self.ledger.forget(id);
         match question.answer().await {
             Verdict::Held => {
                 if let Ok(held) = self.env.wall_clock().duration_since(id.granted_at) {
@@ -242,6 +255,7 @@ impl Coordinator {
         let lease = |held, validity| Lease { held, validity, served_for: now - received };
         if verdict == Verdict::Held && validity.is_some() {
             renewal.succeeded();
+            self.ledger.note(id, started + ttl.as_duration());
             self.metrics.renewal(RenewalOutcome::Renewed);
             return Ok(lease(true, validity));
         }
@@ -282,10 +296,15 @@ impl Coordinator {
         let (held, by) = match occupancy {
             Occupancy::Unknown => return Err(self.no_quorum(question.with(|asked| asked.round.report()))),
             Occupancy::Free => (None, Vec::new()),
-            Occupancy::Held { owner, left_ms, by } => {
+            Occupancy::Held { value, left_ms, by } => {
                 let left_ms = left_ms.unwrap_or(Ttl::LONGEST.as_millis());
                 let left = validity::remaining(left_ms, elapsed, self.settings.drift);
-                (Some((owner, left.map(Validity::as_duration).unwrap_or_default())), by)
+                let held = Held {
+                    owner: LockValue::public_label(&value),
+                    left: left.map(Validity::as_duration).unwrap_or_default(),
+                    token: self.ledger.token(name, &value),
+                };
+                (Some(held), by)
             }
         };
         let votes = question

@@ -1,6 +1,6 @@
 //! What a lease is made of: checked once at the edge, and then never wrong.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -133,6 +133,15 @@ impl Ttl {
     }
 }
 
+/// Which TTLs a request may name.
+#[derive(Clone, Copy, Debug)]
+pub struct TtlBounds {
+    /// For requests that name none.
+    pub default: Ttl,
+    /// The longest.
+    pub longest: Ttl,
+}
+
 /// Makes the retries of one request replace each other, and nothing else.
 ///
 /// It stands at the head of the value as `request.attempt.try.`: a value may replace one with the same request and a
@@ -157,7 +166,6 @@ pub struct LockValue(Arc<str>);
 impl LockValue {
     /// Composes a value. `nonce` has to be fresh and random.
     pub fn new(nonce: u128, request: Option<RequestKey>, owner: Option<&Owner>) -> Self {
-        use fmt::Write;
         let mut text = String::with_capacity(160);
         // Writing to a String can not fail.
         if let Some(RequestKey { request, attempt, try_number }) = request {

@@ -3,6 +3,8 @@
 //! Each round decides once, with the first reply after which no later one could change the answer. Replies that come
 //! later are still taken in: they say whether their node has to be cleaned up.
 
+use std::sync::Arc;
+
 use super::lease::Owner;
 use super::quorum::{NodeIndex, Quorum};
 use super::reply::{Reply, Stored, Why, WhyKind};
@@ -309,12 +311,12 @@ fn describe_reply(reply: &Option<Reply>) -> String {
 }
 
 /// Who holds a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Occupancy {
     /// A quorum holds the same value; milliseconds for which a quorum keeps it, `None` if it has no end.
     Held {
-        /// The holder's label.
-        owner: Option<Owner>,
+        /// What they hold: a secret of the holder.
+        value: Arc<[u8]>,
         /// Until the quorum is gone.
         left_ms: Option<u64>,
         /// Which nodes are part of it.
@@ -363,8 +365,9 @@ impl Survey {
             let stored = most.iter().filter_map(|node| self.stored(*node));
             let left: Vec<u64> = stored.clone().map(|s| s.left_ms.unwrap_or(u64::MAX)).collect();
             let left_ms = self.quorum.reached_by_quorum(left).filter(|ms| *ms != u64::MAX);
-            let owner = stored.clone().find_map(Stored::owner);
-            return Occupancy::Held { owner, left_ms, by: most };
+            if let Some(value) = stored.clone().find_map(|s| s.value.clone()) {
+                return Occupancy::Held { value, left_ms, by: most };
+            }
         }
         let silent = self.replies.iter().filter(|r| !matches!(r, Some(Reply::Other(_) | Reply::Absent))).count();
         if self.quorum.reached(most.len() + silent) { Occupancy::Unknown } else { Occupancy::Free }

@@ -271,12 +271,12 @@ fn two_deleted_and_two_not_ours_prove_nothing_while_one_is_silent() {
 #[test]
 fn a_survey_waits_for_all_and_sees_the_holder_of_a_quorum() {
     let mut survey = Survey::new(quorum(5));
-    assert_eq!(survey.on_reply(0, Reply::Other(stored("a", 50))), None);
-    assert_eq!(survey.on_reply(1, Reply::Other(stored("a", 70))), None);
-    assert_eq!(survey.on_reply(2, Reply::Other(stored("b", 90))), None);
-    assert_eq!(survey.on_reply(3, Reply::Other(stored("a", 60))), None);
+    assert!(survey.on_reply(0, Reply::Other(stored("a", 50))).is_none());
+    assert!(survey.on_reply(1, Reply::Other(stored("a", 70))).is_none());
+    assert!(survey.on_reply(2, Reply::Other(stored("b", 90))).is_none());
+    assert!(survey.on_reply(3, Reply::Other(stored("a", 60))).is_none());
     let found = survey.on_reply(4, unknown(true));
-    assert_eq!(found, Some(Occupancy::Held { owner: None, left_ms: Some(50), by: vec![0, 1, 3] }));
+    assert!(found == Some(Occupancy::Held { value: b"a".as_slice().into(), left_ms: Some(50), by: vec![0, 1, 3] }));
 }
 
 #[test]
@@ -286,9 +286,9 @@ fn a_survey_does_not_guess_what_silent_nodes_hold() {
         replies.into_iter().enumerate().find_map(|(node, reply)| survey.on_reply(node, reply)).unwrap()
     };
     let other = || Reply::Other(stored("a", 50));
-    assert_eq!(survey([other(), unknown(true), Reply::Absent]), Occupancy::Unknown);
-    assert_eq!(survey([unknown(true), Reply::Absent, Reply::Absent]), Occupancy::Free);
-    assert_eq!(survey([other(), Reply::Absent, Reply::Absent]), Occupancy::Free);
+    assert!(survey([other(), unknown(true), Reply::Absent]) == Occupancy::Unknown);
+    assert!(survey([unknown(true), Reply::Absent, Reply::Absent]) == Occupancy::Free);
+    assert!(survey([other(), Reply::Absent, Reply::Absent]) == Occupancy::Free);
     let wrong_type = || Reply::Other(Stored { value: None, left_ms: None });
-    assert_eq!(survey([wrong_type(), wrong_type(), wrong_type()]), Occupancy::Free);
+    assert!(survey([wrong_type(), wrong_type(), wrong_type()]) == Occupancy::Free);
 }

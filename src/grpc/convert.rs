@@ -6,13 +6,12 @@ use prost_types::Duration as ProtoDuration;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
-use crate::config::Limits;
 use crate::coordinator::ServerView;
 use crate::coordinator::attempt::{AcquireSpec, Grant};
 use crate::coordinator::lock_id::LockId;
 use crate::coordinator::question::{Holding, Lease, Vote};
 use crate::engine::fencing::Token;
-use crate::engine::lease::{LockName, Owner, Ttl};
+use crate::engine::lease::{LockName, Owner, Ttl, TtlBounds};
 use crate::engine::reply::Stored;
 use crate::engine::validity::Validity;
 use crate::node::mailbox::Reach;
@@ -37,11 +36,11 @@ fn bad(field: &'static str, problem: impl Into<String>) -> BadField {
 /// An Acquire.
 pub fn acquire(
     message: proto::AcquireRequest,
-    limits: &Limits,
+    bounds: &TtlBounds,
     received: Instant,
     deadline: Option<Instant>,
 ) -> Result<AcquireSpec, BadField> {
-    let ttl = ttl(message.ttl, limits)?;
+    let ttl = ttl(message.ttl, bounds)?;
     let request = request(&message)?;
     mode(message.mode)?;
     Ok(AcquireSpec {
@@ -79,12 +78,12 @@ pub fn lock_id(text: &str) -> Result<LockId, BadField> {
 }
 
 /// A TTL, or the default one.
-pub fn ttl(field: Option<ProtoDuration>, limits: &Limits) -> Result<Ttl, BadField> {
-    let Some(field) = field else { return Ok(limits.default_ttl) };
+pub fn ttl(field: Option<ProtoDuration>, bounds: &TtlBounds) -> Result<Ttl, BadField> {
+    let Some(field) = field else { return Ok(bounds.default) };
     let duration = duration("ttl", field)?;
     let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    Ttl::from_millis(ms, limits.max_ttl).ok_or_else(|| {
-        let longest = humantime::format_duration(limits.max_ttl.as_duration());
+    Ttl::from_millis(ms, bounds.longest).ok_or_else(|| {
+        let longest = humantime::format_duration(bounds.longest.as_duration());
         bad("ttl", format!("is {duration:?}; {} ms to {longest} (limits.max_ttl) is allowed", Ttl::SHORTEST_MS))
     })
 }
@@ -251,10 +250,10 @@ pub fn holding(holding: Holding) -> proto::GetResponse {
     use proto::get_response::State;
     let state = match &holding.held {
         None => State::Free(proto::Free {}),
-        Some((owner, left)) => State::Held(proto::Holder {
-            owner: label(owner.as_ref()),
-            time_left: Some(proto_duration(*left)),
-            fencing_token: None,
+        Some(held) => State::Held(proto::Holder {
+            owner: label(held.owner.as_ref()),
+            time_left: Some(proto_duration(held.left)),
+            fencing_token: held.token.map(Token::get),
         }),
     };
     let votes = holding.votes.into_iter().map(|(node, vote)| node_vote(&node, vote)).collect();

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use crate::config::Limits;
 use crate::coordinator::Coordinator;
 use crate::coordinator::attempt::AcquireFailure;
 use crate::coordinator::question::Released;
+use crate::engine::lease::TtlBounds;
 use crate::metrics::{Outcome, Rpc};
 use crate::proto;
 use crate::proto::lock_service_server::LockService;
@@ -23,7 +23,7 @@ use super::status::{Failure, acquire_failure, deadline_exceeded, overloaded};
 #[derive(Clone)]
 pub struct Service {
     coordinator: Arc<Coordinator>,
-    limits: Limits,
+    ttls: TtlBounds,
 }
 
 /// An answer with what is counted for it.
@@ -31,8 +31,8 @@ type Answer<T> = Result<(T, Outcome), Failure>;
 
 impl Service {
     /// Over a coordinator.
-    pub fn new(coordinator: Arc<Coordinator>, limits: Limits) -> Self {
-        Self { coordinator, limits }
+    pub fn new(coordinator: Arc<Coordinator>, ttls: TtlBounds) -> Self {
+        Self { coordinator, ttls }
     }
 
     /// Counts a request, bounds how many there are, and holds the client's deadline.
@@ -68,7 +68,7 @@ impl Service {
     }
 
     async fn try_acquire(&self, message: proto::AcquireRequest, times: Times) -> Answer<Response<proto::AcquireResponse>> {
-        let spec = convert::acquire(message, &self.limits, times.received, times.deadline)?;
+        let spec = convert::acquire(message, &self.ttls, times.received, times.deadline)?;
         let ttl = spec.ttl;
         let grant = match self.coordinator.acquire(spec).await {
             Ok(grant) => grant,
@@ -130,7 +130,7 @@ impl LockService for Service {
     async fn renew(&self, request: Request<proto::RenewRequest>) -> Result<Response<proto::RenewResponse>, Status> {
         let answer = self.serve(Rpc::Renew, request, async |message, times| {
             let id = convert::lock_id(&message.lock_id)?;
-            let ttl = convert::ttl(message.ttl, &self.limits)?;
+            let ttl = convert::ttl(message.ttl, &self.ttls)?;
             let lease = self.coordinator.renew(&id, ttl, times.received).await?;
             Ok((convert::renewed(lease), if lease.held { Outcome::Renewed } else { Outcome::Lost }))
         });

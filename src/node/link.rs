@@ -166,6 +166,11 @@ impl Link {
         }
     }
 
+    /// Whether everything that was posted has been answered.
+    pub fn is_idle(&self) -> bool {
+        self.mailbox.places_taken() == 0
+    }
+
     /// Whether operations have a chance now.
     pub fn is_up(&self) -> bool {
         self.mailbox.reach() == Reach::Up

@@ -39,7 +39,7 @@ impl RedisNode {
             server,
             username: address.username.clone(),
             password: address.password.as_ref().map(|password| password.reveal().to_owned()),
-            database: Some(address.database),
+            database: Some(address.database).filter(|number| *number > 0),
             tls: tls.filter(|_| encrypted).map(|tls| TlsConnector::from(tls).into()),
             ..Config::default()
         };
@@ -64,13 +64,11 @@ impl RedisNode {
             .set_performance_config(PerformanceConfig { default_command_timeout: Duration::ZERO, ..Default::default() })
             .build()
             .map_err(|error| closed(&error))?;
-        let task = client.init().await.map_err(|error| closed(&error))?;
-        Ok(Box::new(RedisConnection {
-            client,
-            hash: sha1_hash(script::TEXT),
-            abort: task.abort_handle(),
-            task: Mutex::new(Some(task)),
-        }))
+        let task = client.connect();
+        // Whoever loses patience with this future must not leave a task behind that connects later, for nobody.
+        let end = EndOnDrop(task.abort_handle());
+        client.wait_for_connect().await.map_err(|error| closed(&error))?;
+        Ok(Box::new(RedisConnection { client, hash: sha1_hash(script::TEXT), task: Mutex::new(Some(task)), _end: end }))
     }
 }
 
@@ -83,13 +81,16 @@ impl Node for RedisNode {
 struct RedisConnection {
     client: Client,
     hash: String,
-    abort: AbortHandle,
     task: Mutex<Option<ConnectHandle>>,
+    _end: EndOnDrop,
 }
 
-impl Drop for RedisConnection {
+/// Ends the task that owns the socket.
+struct EndOnDrop(AbortHandle);
+
+impl Drop for EndOnDrop {
     fn drop(&mut self) {
-        self.abort.abort();
+        self.0.abort();
     }
 }
 
