@@ -26,6 +26,7 @@ test: $(VENV)/ready
 
 # What the tests take from PyPI: a Redlock library to exclude and be excluded by, and a generic gRPC client.
 $(VENV)/ready: tests/requirements.txt
+	@$(PYTHON) -c 'import ensurepip' 2> /dev/null || tools/need ensurepip=python3-venv
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
 	touch $@

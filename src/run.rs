@@ -36,6 +36,9 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Lock clients cancel waits all day; the default of 20 would end their connections.
 const MAX_PENDING_RESETS: usize = 4_096;
 
+/// How long answers may take to leave after the last request has been served.
+const LINGER: Duration = Duration::from_millis(500);
+
 /// How often health and histograms are brought up to date.
 const HOUSEKEEPING: Duration = Duration::from_millis(250);
 
@@ -150,8 +153,9 @@ async fn drain(
     coordinator.drain();
     ended.cancel();
     let work = async {
-        let _ = server.await;
         coordinator.drained().await;
+        // Connections end by themselves, unless a stream that never ends (a health watch) keeps one open.
+        let _ = tokio::time::timeout(LINGER, server).await;
     };
     if tokio::time::timeout(bound, work).await.is_err() {
         warn!("not everything ended in time; what is left ends with its TTL");

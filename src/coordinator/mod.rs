@@ -200,12 +200,13 @@ impl Coordinator {
         self.tasks.close();
     }
 
-    /// Ends when the last attempt has, and every node that can be reached has done what it was told.
+    /// Ends when no request is being served, the last attempt has ended, and every node that can be reached has done what it
+    /// was told.
     pub async fn drained(&self) {
         self.tasks.wait().await;
-        let pause = Duration::from_millis(5);
-        while self.links.iter().any(|link| link.is_up() && !link.is_idle()) {
-            self.env.sleep_until(self.env.now() + pause).await;
+        let busy = |link: &Arc<Link>| link.is_up() && !link.is_idle();
+        while self.inflight.load(Ordering::Relaxed) > 0 || self.links.iter().any(busy) {
+            self.env.sleep_until(self.env.now() + Duration::from_millis(5)).await;
         }
     }
 

@@ -206,11 +206,7 @@ impl Mailbox {
             let count = waiting.queue.len().min(max);
             waiting.queue.drain(..count).collect()
         };
-        let rest_waits = taken.len() == max;
         taken.retain(|entry| entry.reply_to.on_sending(self.node));
-        if rest_waits {
-            self.arrived.notify_one();
-        }
         releases_first(taken)
     }
 
