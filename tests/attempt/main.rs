@@ -1,0 +1,359 @@
+//! The coordinator's own rules (sections 2 to 4 of the protocol) on a paused clock: what is measured when, what is asked in
+//! which order, and what is cleaned up. The nodes are in memory and do no more than these tests need; what Redis itself does is
+//! tested on real servers.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use redlockd::coordinator::attempt::{AcquireFailure, AcquireSpec, Grant};
+use redlockd::coordinator::fence::Fence;
+use redlockd::coordinator::{Coordinator, Settings};
+use redlockd::engine::lease::{LockName, LockValue, Owner, Ttl};
+use redlockd::engine::quorum::Quorum;
+use redlockd::engine::reply::{Reply, Stored};
+use redlockd::engine::validity::{DriftFactor, Validity};
+use redlockd::metrics::Registry;
+use redlockd::node::env::{Env, SystemEnv};
+use redlockd::node::link::{Identities, Link, Observer, Timing};
+use redlockd::node::{Connection, Node, NodeTime, Op, Probe, Replies, ScriptBy, WireError};
+use tokio::time::{Instant, sleep};
+
+/// A server in memory: every operation takes effect at once and is answered after `delay`.
+#[derive(Default)]
+struct Server {
+    values: BTreeMap<String, LockValue>,
+    delay: Duration,
+    tokens: u64,
+    asked_for_tokens_at: Vec<Instant>,
+}
+
+#[derive(Clone)]
+struct Handle(Arc<Mutex<Server>>, Arc<str>);
+
+impl Handle {
+    fn new(name: &str) -> Self {
+        Self(Arc::default(), name.into())
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Server) -> T) -> T {
+        work(&mut self.0.lock().unwrap())
+    }
+
+    fn set_delay(&self, ms: u64) {
+        self.with(|server| server.delay = Duration::from_millis(ms));
+    }
+
+    fn hold(&self, name: &str) {
+        let owner = Owner::new("somebody").unwrap();
+        let value = LockValue::new(1, None, owner.as_ref());
+        self.with(|server| server.values.insert(format!("lock:{name}"), value));
+    }
+
+    fn is_empty(&self) -> bool {
+        self.with(|server| server.values.is_empty())
+    }
+
+    fn apply(&self, op: &Op) -> Reply {
+        let key = op.key().to_string();
+        self.with(|server| match op {
+            Op::Acquire { value, .. } => match server.values.get(&key) {
+                Some(other) => Reply::Other(Stored { value: Some(other.as_str().as_bytes().into()), left_ms: Some(500) }),
+                None => {
+                    server.values.insert(key, value.clone());
+                    Reply::Yes
+                }
+            },
+            Op::Release { value, .. } if server.values.get(&key) == Some(value) => {
+                server.values.remove(&key);
+                Reply::Yes
+            }
+            Op::Tokens { count, .. } => {
+                server.asked_for_tokens_at.push(Instant::now());
+                server.tokens += *count as u64;
+                Reply::Tokens { last: server.tokens }
+            }
+            _ => Reply::Absent,
+        })
+    }
+}
+
+impl Node for Handle {
+    fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, WireError>> {
+        Box::pin(async { Ok(Box::new(self.clone()) as Box<dyn Connection>) })
+    }
+}
+
+impl Connection for Handle {
+    fn probe(&self) -> BoxFuture<'_, Result<Probe, WireError>> {
+        let probe = Probe {
+            run_id: self.1.clone(),
+            version: "memory".into(),
+            uptime: Duration::ZERO,
+            role: "master".into(),
+            cluster: false,
+            loading: false,
+        };
+        Box::pin(async { Ok(probe) })
+    }
+
+    fn call<'a>(&'a self, batch: &'a [Op], _: ScriptBy) -> BoxFuture<'a, Result<Replies, WireError>> {
+        let replies = batch.iter().map(|op| self.apply(op)).collect();
+        let delay = self.with(|server| server.delay);
+        Box::pin(async move {
+            sleep(delay).await;
+            Ok(Replies { time: NodeTime { micros: 0 }, replies })
+        })
+    }
+
+    fn closed(&self) -> BoxFuture<'static, Arc<str>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+struct Silent;
+impl Observer for Silent {}
+
+struct World {
+    nodes: Vec<Handle>,
+    fence: Handle,
+    coordinator: Arc<Coordinator>,
+}
+
+/// Nodes that time out after a second, and a counter that does after ten.
+async fn world(count: usize) -> World {
+    let env: Arc<dyn Env> = Arc::new(SystemEnv);
+    let nodes: Vec<Handle> = (0..count).map(|i| Handle::new(&format!("n{i}"))).collect();
+    let fence = Handle::new("f");
+    let identities = Arc::new(Identities::default());
+    let link = |index, node: &Handle, timeout, identities: &Arc<Identities>| {
+        let timing = Timing::new(Duration::from_secs(timeout), Duration::from_secs(300));
+        let node = Box::new(node.clone());
+        let address = format!("n{index}").into();
+        Arc::new(Link::new(index, address, node, timing, env.clone(), Box::new(Silent), identities.clone()))
+    };
+    let links: Vec<Arc<Link>> = nodes.iter().enumerate().map(|(i, node)| link(i, node, 1, &identities)).collect();
+    let fence_link = link(0, &fence, 10, &Arc::default());
+    for link in links.iter().chain([&fence_link]).map(Arc::clone) {
+        tokio::spawn(async move { link.run().await });
+    }
+    while !links.iter().chain([&fence_link]).all(|link| link.is_up()) {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let labels: Vec<Arc<str>> = (0..count).map(|i| format!("n{i}").into()).collect();
+    let metrics = Arc::new(Registry::new().unwrap().metrics(&labels, &"f".into()));
+    let settings = Settings {
+        quorum: Quorum::of(count).unwrap(),
+        key_prefix: "lock:".to_owned(),
+        drift: DriftFactor::DEFAULT,
+        max_inflight: 100,
+    };
+    let counter = Fence::new(fence_link, env.clone(), metrics.clone());
+    World { nodes, fence, coordinator: Coordinator::new(settings, links, counter, env, metrics) }
+}
+
+impl World {
+    fn set_delays(&self, ms: &[u64]) {
+        self.nodes.iter().zip(ms).for_each(|(node, ms)| node.set_delay(*ms));
+    }
+
+    /// Waits until everything that was sent has been answered, and says which nodes still hold something.
+    async fn leftovers(&self) -> Vec<usize> {
+        sleep(Duration::from_secs(30)).await;
+        (0..self.nodes.len()).filter(|i| !self.nodes[*i].is_empty()).collect()
+    }
+
+    async fn acquire(&self, spec: AcquireSpec) -> Result<Grant, AcquireFailure> {
+        self.coordinator.acquire(spec).await
+    }
+}
+
+fn spec(ttl_ms: u64) -> AcquireSpec {
+    AcquireSpec {
+        name: LockName::new("a").unwrap(),
+        ttl: Ttl::from_millis(ttl_ms, Ttl::LONGEST).unwrap(),
+        wait: Duration::ZERO,
+        owner: None,
+        token_required: true,
+        request: None,
+        min_validity_ms: 1,
+        received: Instant::now(),
+        deadline: None,
+    }
+}
+
+fn ms_since(start: Instant) -> u128 {
+    start.elapsed().as_millis()
+}
+
+fn validity_ms(grant: &Grant, received: Instant) -> Option<u64> {
+    grant.answer(received).map(|(validity, _)| Validity::as_millis(validity))
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_answer_comes_with_the_quorum_and_not_with_the_slowest_node() {
+    let world = world(5).await;
+    world.set_delays(&[10, 30, 20, 900, 900]);
+    let start = Instant::now();
+    let grant = world.acquire(spec(10_000)).await.ok().unwrap();
+    assert_eq!(ms_since(start), 30);
+    // 10,000 - 30 - (20 + 2)
+    assert_eq!(validity_ms(&grant, start), Some(9_948));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_token_is_asked_for_after_the_quorum_and_its_time_is_charged_to_the_lease() {
+    let world = world(3).await;
+    world.set_delays(&[10, 20, 30]);
+    world.fence.set_delay(400);
+    let start = Instant::now();
+    let grant = world.acquire(spec(10_000)).await.ok().unwrap();
+    let asked = world.fence.with(|server| server.asked_for_tokens_at.clone());
+    assert_eq!(asked.len(), 1);
+    assert_eq!(asked[0].duration_since(start).as_millis(), 20, "with the second of three votes, not before");
+    assert_eq!(ms_since(start), 420);
+    assert_eq!(validity_ms(&grant, start), Some(10_000 - 420 - 22));
+}
+
+#[tokio::test(start_paused = true)]
+async fn validity_is_computed_again_when_the_answer_is_written() {
+    let world = world(3).await;
+    let start = Instant::now();
+    let grant = world.acquire(spec(1_000)).await.ok().unwrap();
+    sleep(Duration::from_millis(100)).await;
+    let (validity, served_for) = grant.answer(start).unwrap();
+    assert_eq!((validity.as_millis(), served_for.as_millis()), (1_000 - 100 - 4, 100));
+    sleep(Duration::from_millis(900)).await;
+    assert!(grant.answer(start).is_none(), "nothing is left, so nothing is granted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_comes_too_late_grants_nothing_and_leaves_nothing() {
+    let world = world(3).await;
+    world.fence.set_delay(997);
+    let failure = world.acquire(spec(1_000)).await.err().unwrap();
+    assert!(matches!(failure, AcquireFailure::TooLate { .. }), "{failure:?}");
+    assert_eq!(world.leftovers().await, Vec::<usize>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn less_validity_than_asked_for_is_no_grant() {
+    let world = world(3).await;
+    world.set_delays(&[50, 50, 50]);
+    let wanted = |min_validity_ms| AcquireSpec { min_validity_ms, ..spec(1_000) };
+    assert!(world.acquire(wanted(1_000 - 50 - 4)).await.is_ok());
+    sleep(Duration::from_secs(1)).await;
+    let failure = world.acquire(wanted(1_000 - 50 - 3)).await.err().unwrap();
+    assert!(matches!(failure, AcquireFailure::TooLate { .. }), "{failure:?}");
+    assert_eq!(world.leftovers().await, Vec::<usize>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quorum_of_refusals_ends_it_and_every_other_node_is_cleaned_up() {
+    let world = world(5).await;
+    world.set_delays(&[10, 10, 20, 500, 500]);
+    world.nodes[..3].iter().for_each(|node| node.hold("a"));
+    let start = Instant::now();
+    let failure = world.acquire(spec(10_000)).await.err().unwrap();
+    assert_eq!(ms_since(start), 20, "not with the slow ones");
+    let AcquireFailure::Contended { owner, retry_after } = failure else { panic!("{failure:?}") };
+    assert_eq!(owner, Owner::new("somebody").unwrap());
+    assert_eq!(retry_after, Duration::from_millis(500));
+    assert!(!world.nodes[3].is_empty() && !world.nodes[4].is_empty(), "the SETs of the slow ones have landed");
+    assert_eq!(world.leftovers().await, [0, 1, 2], "only what somebody else holds stays");
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_nodes_are_no_refusals_and_are_cleaned_up_when_they_answer() {
+    let world = world(5).await;
+    world.set_delays(&[10, 10, 5_000, 5_000, 5_000]);
+    let start = Instant::now();
+    let failure = world.acquire(spec(300_000)).await.err().unwrap();
+    assert_eq!(ms_since(start), 1_000, "the nodes' time-out");
+    let AcquireFailure::NoQuorum(no_quorum) = failure else { panic!("{failure:?}") };
+    assert_eq!(no_quorum.needed, 3);
+    assert_eq!(no_quorum.nodes.iter().filter(|word| word.said.contains("timeout")).count(), 3, "{no_quorum:?}");
+    assert_eq!(world.leftovers().await, Vec::<usize>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_waits_for_its_votes_a_tenth_of_its_ttl() {
+    let world = world(3).await;
+    world.set_delays(&[1, 900, 900]);
+    let start = Instant::now();
+    let failure = world.acquire(spec(1_000)).await.err().unwrap();
+    assert_eq!(ms_since(start), 100);
+    assert!(matches!(failure, AcquireFailure::NoQuorum(_)), "{failure:?}");
+    let start = Instant::now();
+    sleep(Duration::from_secs(10)).await;
+    world.acquire(spec(10)).await.err().unwrap();
+    assert_eq!(ms_since(start), 10_005, "but 5 ms at least");
+    assert_eq!(world.leftovers().await, Vec::<usize>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_goes_away_leaves_nothing_at_any_moment() {
+    let world = world(3).await;
+    world.set_delays(&[10, 20, 30]);
+    world.fence.set_delay(10);
+    let mut granted = 0;
+    for ms in 0..45 {
+        let impatient = tokio::time::timeout(Duration::from_millis(ms), world.acquire(spec(10_000))).await;
+        granted += usize::from(matches!(impatient, Ok(Ok(_))));
+        drop(impatient);
+        assert_eq!(world.leftovers().await, Vec::<usize>::new(), "after {ms} ms");
+    }
+    assert!((5..45).contains(&granted), "{granted} grants: both outcomes were seen");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_token_is_no_grant_unless_it_was_asked_for_with_best_effort() {
+    let world = world(3).await;
+    world.fence.set_delay(20_000);
+    let failure = world.acquire(spec(300_000)).await.err().unwrap();
+    let AcquireFailure::NoToken(word) = failure else { panic!("{failure:?}") };
+    assert!(word.said.contains("timeout"), "{word:?}");
+    assert_eq!(world.leftovers().await, Vec::<usize>::new());
+    world.fence.set_delay(20_000);
+    let grant = world.acquire(AcquireSpec { token_required: false, ..spec(300_000) }).await.ok().unwrap();
+    assert!(grant.token.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_that_reach_their_quorum_together_share_one_request_for_tokens() {
+    let world = world(3).await;
+    world.fence.set_delay(50);
+    let attempts = (0..100).map(|i| {
+        let name = LockName::new(&format!("n{i}")).unwrap();
+        world.acquire(AcquireSpec { name, ..spec(10_000) })
+    });
+    let grants: Vec<Grant> = futures::future::join_all(attempts).await.into_iter().map(|grant| grant.ok().unwrap()).collect();
+    let mut tokens: Vec<u64> = grants.iter().map(|grant| grant.token.clone().unwrap().get()).collect();
+    tokens.sort_unstable();
+    tokens.dedup();
+    assert_eq!(tokens.len(), 100, "every grant has its own");
+    let requests = world.fence.with(|server| server.asked_for_tokens_at.len());
+    assert!(requests <= 4, "{requests} requests for 100 tokens");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_gets_the_lock_when_it_is_released_and_an_answer_when_it_is_not() {
+    let world = world(3).await;
+    let first = world.acquire(spec(300_000)).await.ok().unwrap();
+    let waiting = AcquireSpec { wait: Duration::from_secs(2), ..spec(300_000) };
+    let start = Instant::now();
+    let failure = world.acquire(AcquireSpec { received: start, ..waiting.clone() }).await.err().unwrap();
+    assert!(matches!(failure, AcquireFailure::Contended { .. }), "{failure:?}");
+    assert_eq!(ms_since(start), 2_000);
+    let start = Instant::now();
+    let waiter = world.acquire(AcquireSpec { received: start, ..waiting });
+    let releaser = async {
+        sleep(Duration::from_millis(700)).await;
+        drop(first);
+    };
+    let (second, ()) = tokio::join!(waiter, releaser);
+    assert!(second.is_ok());
+    assert!((700..1_100).contains(&ms_since(start)), "{}", ms_since(start));
+}
