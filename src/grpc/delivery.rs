@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use pin_project_lite::pin_project;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
@@ -48,24 +48,39 @@ pub struct Delivery<S> {
 impl<S, R> Service<http::Request<R>> for Delivery<S>
 where
     S: Service<http::Request<R>, Response = http::Response<Body>>,
-    S::Future: Send + 'static,
 {
     type Response = http::Response<Body>;
     type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Self::Response, S::Error>>;
+    type Future = Delivering<S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
     }
 
     fn call(&mut self, request: http::Request<R>) -> Self::Future {
-        let response = self.inner.call(request);
-        Box::pin(async move {
-            let mut response = response.await?;
-            match response.extensions_mut().remove::<Parcel>().and_then(|parcel| parcel.take()) {
-                None => Ok(response),
-                Some(grant) => Ok(response.map(|body| Body::new(Carrier { body, grant: Some(grant) }))),
-            }
+        Delivering { response: self.inner.call(request) }
+    }
+}
+
+pin_project! {
+    /// A response on its way.
+    pub struct Delivering<F> {
+        #[pin]
+        response: F,
+    }
+}
+
+impl<F, E> Future for Delivering<F>
+where
+    F: Future<Output = Result<http::Response<Body>, E>>,
+{
+    type Output = Result<http::Response<Body>, E>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut response = ready!(self.project().response.poll(context))?;
+        Poll::Ready(match response.extensions_mut().remove::<Parcel>().and_then(|parcel| parcel.take()) {
+            None => Ok(response),
+            Some(grant) => Ok(response.map(|body| Body::new(Carrier { body, grant: Some(grant) }))),
         })
     }
 }
