@@ -1,0 +1,76 @@
+//! Numbers about numbers.
+
+/// The middle of `values`, the mean of the two middle ones of an even count. NaN of nothing.
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let sorted = sorted(values);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => f64::NAN,
+        odd if odd % 2 == 1 => sorted[middle],
+        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+    }
+}
+
+/// The least and the greatest of `values`. NaN of nothing.
+pub fn spread(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
+    let sorted = sorted(values);
+    (sorted.first().copied().unwrap_or(f64::NAN), sorted.last().copied().unwrap_or(f64::NAN))
+}
+
+fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+/// Latencies of one window.
+#[derive(Debug, Default)]
+pub struct Latencies {
+    sorted_us: Vec<u32>,
+}
+
+impl Latencies {
+    /// Of samples in microseconds, in any order.
+    pub fn new(mut samples_us: Vec<u32>) -> Self {
+        samples_us.sort_unstable();
+        Self { sorted_us: samples_us }
+    }
+
+    /// The least sample that is not exceeded by `percent` of all samples, in milliseconds. NaN of nothing.
+    pub fn percentile_ms(&self, percent: usize) -> f64 {
+        let rank = (self.sorted_us.len() * percent).div_ceil(100).max(1);
+        self.sorted_us.get(rank - 1).map_or(f64::NAN, |us| f64::from(*us) / 1000.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_of_the_sorted() {
+        assert_eq!(median([3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median([4.0, 1.0, 3.0, 2.0]), 2.5);
+        assert_eq!(median([7.0]), 7.0);
+        assert!(median([]).is_nan());
+    }
+
+    #[test]
+    fn the_spread_goes_from_the_least_to_the_greatest() {
+        assert_eq!(spread([2.0, -1.0, 9.0, 3.0]), (-1.0, 9.0));
+        assert!(spread([]).0.is_nan());
+    }
+
+    #[test]
+    fn a_percentile_is_a_sample_that_so_many_do_not_exceed() {
+        let hundred = Latencies::new((1..=100).rev().map(|ms| ms * 1000).collect());
+        assert_eq!(hundred.percentile_ms(50), 50.0);
+        assert_eq!(hundred.percentile_ms(99), 99.0);
+        assert_eq!(hundred.percentile_ms(100), 100.0);
+        let few = Latencies::new(vec![3000, 1000, 2000]);
+        assert_eq!(few.percentile_ms(50), 2.0);
+        assert_eq!(few.percentile_ms(99), 3.0, "rounded up: never better than what was seen");
+        assert_eq!(few.percentile_ms(0), 1.0);
+        assert!(Latencies::default().percentile_ms(50).is_nan());
+    }
+}

@@ -1,0 +1,9 @@
+//! What can be measured: for each target, what one caller does.
+
+pub mod proxy;
+pub mod rslock;
+
+use std::time::Duration;
+
+/// The time to live of every lock: long enough for the slowest pair, the default of the proxy.
+const TTL: Duration = Duration::from_secs(10);
