@@ -17,6 +17,8 @@ use redlockd::proto::granted::Fencing;
 use redlockd::proto::lock_service_client::LockServiceClient;
 use redlockd::proto::operator_service_client::OperatorServiceClient;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
 
 pub mod gate;
 
@@ -71,6 +73,18 @@ impl Process {
 
     pub fn has_ended(&mut self) -> Option<std::process::ExitStatus> {
         self.0.try_wait().unwrap()
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn ended(&mut self) -> std::process::ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.has_ended() {
+                return status;
+            }
+            assert!(started.elapsed() < PATIENCE, "process {} does not end", self.id());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 }
 
@@ -156,6 +170,17 @@ impl Redis {
     /// The keys of locks that it holds.
     pub fn keys(&self) -> Vec<String> {
         self.cli(&["KEYS", "lock:*"]).lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// Milliseconds that a lock's key has left, if it is there.
+    pub fn pttl(&self, name: &str) -> Option<i64> {
+        let left: i64 = self.cli(&["PTTL", &format!("lock:{name}")]).parse().unwrap();
+        (left != -2).then_some(left)
+    }
+
+    /// What a lock's key holds; empty if there is none.
+    pub fn value(&self, name: &str) -> String {
+        self.cli(&["GET", &format!("lock:{name}")])
     }
 
     pub fn stop(&self) {
@@ -398,6 +423,53 @@ pub fn token(granted: &proto::Granted) -> u64 {
 pub async fn release(client: &mut LockServiceClient<Channel>, lock_id: &str) -> proto::ReleaseOutcome {
     let request = proto::ReleaseRequest { lock_id: lock_id.to_owned() };
     client.release(request).await.unwrap().into_inner().outcome()
+}
+
+/// The refusal of an acquire that is answered with an error.
+pub async fn acquire_error(client: &mut LockServiceClient<Channel>, request: proto::AcquireRequest) -> Status {
+    match client.acquire(request).await {
+        Err(status) => status,
+        Ok(answer) => panic!("{:?} in place of an error", answer.into_inner()),
+    }
+}
+
+pub async fn renew(
+    client: &mut LockServiceClient<Channel>,
+    lock_id: &str,
+    ttl: Option<prost_types::Duration>,
+) -> proto::renew_response::Outcome {
+    let request = proto::RenewRequest { lock_id: lock_id.to_owned(), ttl };
+    client.renew(request).await.unwrap().into_inner().outcome.unwrap()
+}
+
+pub async fn check(client: &mut LockServiceClient<Channel>, lock_id: &str) -> proto::check_response::Outcome {
+    let request = proto::CheckRequest { lock_id: lock_id.to_owned() };
+    client.check(request).await.unwrap().into_inner().outcome.unwrap()
+}
+
+pub async fn is_held(client: &mut LockServiceClient<Channel>, lock_id: &str) -> bool {
+    matches!(check(client, lock_id).await, proto::check_response::Outcome::Held(_))
+}
+
+pub async fn get(client: &mut LockServiceClient<Channel>, name: &str) -> proto::GetResponse {
+    client.get(proto::GetRequest { name: name.to_owned() }).await.unwrap().into_inner()
+}
+
+/// That a text holds every one of the facts.
+#[track_caller]
+pub fn says(text: &str, facts: &[&str]) {
+    for fact in facts {
+        assert!(text.contains(fact), "no {fact:?} in: {text}");
+    }
+}
+
+/// That a call may be repeated, and when; and what its message says.
+#[track_caller]
+pub fn unavailable(status: &Status, facts: &[&str]) {
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    let delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    assert!(delay.is_some_and(|delay| delay > Duration::ZERO), "no RetryInfo in {status:?}");
+    says(status.message(), facts);
 }
 
 /// What a command line program did.
