@@ -4,22 +4,23 @@
 -- ARGV   our value, the TTL in ms
 -- Reply  1 set, {value, ms} somebody else's
 --
--- A script, because a retry of the same request may replace the value of an earlier try, which SET alone can not compare.
--- A value may replace one with the same request and a lower pair of attempt and try; equal or higher is a refusal. So a
--- late SET of a given-up attempt can take nothing away from a later one.
+-- A script, because a retry of the same request may replace the value of an earlier one, which SET alone can not compare.
+-- A value may replace one with the same request and a lower attempt; equal or higher is a refusal. So a late SET of a
+-- given-up attempt can take nothing away from a later one, and a request that arrives twice nothing from itself: the second
+-- arrival may be one whose answer nobody reads, and whose clean-up would free the lock under its holder. The number of the
+-- try, the third part, orders nothing.
 -- Not repeated after a lost reply: it would find its own value there and be refused.
 
 local function parts(value)
-  local request, attempt, try = string.match(value, '^(%x+)%.(%d+)%.(%d+)%.')
-  return request, tonumber(attempt), tonumber(try)
+  local request, attempt = string.match(value, '^(%x+)%.(%d+)%.%d+%.')
+  return request, tonumber(attempt)
 end
 
 local function supersedes(value, stored)
-  local request, attempt, try = parts(value)
+  local request, attempt = parts(value)
   if not request then return false end
-  local stored_request, stored_attempt, stored_try = parts(stored)
-  if stored_request ~= request then return false end
-  return attempt > stored_attempt or (attempt == stored_attempt and try > stored_try)
+  local stored_request, stored_attempt = parts(stored)
+  return stored_request == request and attempt > stored_attempt
 end
 
 operations.A = function(key, value, ttl)

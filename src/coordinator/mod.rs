@@ -84,7 +84,7 @@ impl Coordinator {
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         assert_eq!(links.len(), settings.quorum.nodes(), "a link for each configured node");
-        // Rises over restarts of the proxy too, so that a try after one can replace what a try before it has left.
+        // Rises over restarts of the proxy too, so that whoever looks at a node sees which try came last.
         let first_try = env.wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
         Arc::new(Self {
             settings,

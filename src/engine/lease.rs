@@ -145,8 +145,8 @@ pub struct TtlBounds {
 /// Makes the retries of one request replace each other, and nothing else.
 ///
 /// It stands at the head of the value as `request.attempt.try.`: a value may replace one with the same request and a
-/// lower pair of numbers. Without the numbers, a late SET of a first attempt takes the lock back from a second one, and
-/// its clean-up then frees it: two holders.
+/// lower attempt. Without the number, a late SET of a first attempt takes the lock back from a second one, and its
+/// clean-up then frees it: two holders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestKey {
     /// A hash of the lock's name and the client's request id.

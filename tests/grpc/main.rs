@@ -9,4 +9,5 @@ mod leases;
 mod lifecycle;
 mod nodes;
 mod proxies;
+mod requests;
 mod tokens;
