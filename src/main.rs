@@ -13,7 +13,7 @@ use redlockd::dev::{self, Cluster, Server};
 use redlockd::run;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
@@ -145,9 +145,11 @@ fn proxy(config: Config, cluster: Option<Cluster>) -> ExitCode {
     let result = runtime.block_on(async {
         let grpc = bind(config.listen, "listen").await?;
         let http = bind(config.metrics_listen, "metrics_listen").await?;
+        // Before anybody is told that we are there: a signal that comes at once ends us in order too.
+        let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
         announce(&grpc, &http, cluster.is_some())?;
         let shutdown = CancellationToken::new();
-        tokio::spawn(end_on_signal(shutdown.clone()));
+        tokio::spawn(end_on_signal(signals, shutdown.clone()));
         if let Some(cluster) = cluster {
             tokio::spawn(watch(cluster, shutdown.clone()));
         }
@@ -183,8 +185,8 @@ fn announce(grpc: &TcpListener, http: &TcpListener, dev: bool) -> Result<(), run
     Ok(())
 }
 
-async fn end_on_signal(shutdown: CancellationToken) {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+async fn end_on_signal(signals: [std::io::Result<Signal>; 2], shutdown: CancellationToken) {
+    let [Ok(mut terminate), Ok(mut interrupt)] = signals else {
         return tracing::error!("signals can not be handled; end this process with SIGKILL");
     };
     for count in 1.. {

@@ -125,6 +125,16 @@ async fn a_shutdown_ends_within_its_bound_whatever_clients_do() {
 }
 
 #[tokio::test]
+async fn a_signal_right_after_the_start_ends_it_in_order() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let nobody = format!("redis://127.0.0.1:{}", free_port());
+        let mut proxy = Proxy::start_unready(std::slice::from_ref(&nobody), &nobody, &[]).await;
+        proxy.process.signal(signal);
+        assert_eq!(proxy.process.ended().await.code(), Some(0));
+    }
+}
+
+#[tokio::test]
 async fn leases_survive_the_end_of_their_proxy() {
     let cluster = Cluster::start(3);
     let mut proxy = Proxy::start(&cluster, &[]).await;
