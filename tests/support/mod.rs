@@ -75,6 +75,11 @@ impl Process {
         self.0.try_wait().unwrap()
     }
 
+    /// What it prints, if that was piped.
+    pub fn stdout(&mut self) -> std::process::ChildStdout {
+        self.0.stdout.take().unwrap()
+    }
+
     /// Waits until it has ended by itself.
     pub async fn ended(&mut self) -> std::process::ExitStatus {
         let started = Instant::now();
@@ -288,13 +293,13 @@ impl Proxy {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("log");
         let mut command = redlockd();
-        command.arg("serve").args(["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]).args([
-            "--nodes-urls",
-            &urls.join(","),
-            "--fencing-url",
-            fence,
-        ]);
-        for (flag, value) in [("--nodes-timeout", NODES_TIMEOUT), ("--fencing-timeout", NODES_TIMEOUT)] {
+        command.arg("serve").args(["--nodes-urls", &urls.join(","), "--fencing-url", fence]);
+        for (flag, value) in [
+            ("--listen", "127.0.0.1:0"),
+            ("--metrics-listen", "127.0.0.1:0"),
+            ("--nodes-timeout", NODES_TIMEOUT),
+            ("--fencing-timeout", NODES_TIMEOUT),
+        ] {
             if !flags.contains(&flag) {
                 command.args([flag, value]);
             }
