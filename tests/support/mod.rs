@@ -80,6 +80,11 @@ impl Process {
         self.0.stdout.take().unwrap()
     }
 
+    /// What it reads, if that was piped.
+    pub fn stdin(&mut self) -> std::process::ChildStdin {
+        self.0.stdin.take().unwrap()
+    }
+
     /// Waits until it has ended by itself.
     pub async fn ended(&mut self) -> std::process::ExitStatus {
         let started = Instant::now();
