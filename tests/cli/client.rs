@@ -26,7 +26,7 @@ fn text(value: &Value) -> &str {
 #[tokio::test]
 async fn every_outcome_has_its_fields_and_its_code() {
     let mut cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let acquire = ["acquire", "orders/42", "--ttl", "2m", "--owner", "ann"];
 
     let granted = answer(&proxy, &acquire, DONE);
@@ -79,7 +79,7 @@ async fn every_outcome_has_its_fields_and_its_code() {
 #[tokio::test]
 async fn what_people_read_says_the_same() {
     let cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let granted = run(&proxy, &["acquire", "orders/42", "--ttl", "2m"]);
     assert_eq!(granted.code, DONE, "{}", granted.stderr);
     let lock_id = granted.stdout.split_whitespace().find(|word| word.starts_with("rl1_")).expect("a lock id").to_owned();
@@ -102,7 +102,7 @@ async fn what_people_read_says_the_same() {
 #[tokio::test]
 async fn a_lock_id_comes_from_the_argument_the_environment_or_standard_input() {
     let cluster = Cluster::start(1);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let take = || text(&answer(&proxy, &["acquire", "orders/42", "--ttl", "2m"], DONE)["lock_id"]).to_owned();
     let piped = |args: &[&str], input: &str| -> Ran {
         let mut command = redlockd();
@@ -145,7 +145,7 @@ async fn a_lock_id_comes_from_the_argument_the_environment_or_standard_input() {
 #[tokio::test]
 async fn a_wrong_command_line_or_value_is_64() {
     let cluster = Cluster::start(1);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let cases: [(&[&str], &[&str]); 9] = [
         (&["acquire", "orders/42", "--frobnicate"], &["--frobnicate"]),
         (&["frobnicate"], &["frobnicate"]),
@@ -184,7 +184,7 @@ async fn no_server_and_no_quorum_are_69() {
     }
 
     let mut cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     cluster.nodes[0].kill();
     cluster.nodes[2].kill();
     let ran = run(&proxy, &["acquire", "orders/42", "-o", "json"]);
@@ -194,7 +194,7 @@ async fn no_server_and_no_quorum_are_69() {
 #[tokio::test]
 async fn an_overloaded_proxy_is_75() {
     let cluster = Cluster::start(1);
-    let proxy = Proxy::start(&cluster, &["--limits-max-inflight", "1"]).await;
+    let proxy = Proxy::start_whole(&cluster, &["--limits-max-inflight", "1"]).await;
     let mut client = proxy.client().await;
     granted(&mut client, redlockd::proto::AcquireRequest { ttl: seconds(240), ..want("orders/42") }).await;
     let mut waiting = redlockd();
@@ -209,7 +209,7 @@ async fn an_overloaded_proxy_is_75() {
 #[tokio::test]
 async fn acquire_waits_for_the_lock() {
     let cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let first = answer(&proxy, &["acquire", "orders/42", "--ttl", "4m"], DONE);
     let mut second = redlockd();
     second.args(["acquire", "orders/42", "-w", "4m", "-o", "json", "--server", &proxy.url()]).stdout(Stdio::piped());
@@ -230,8 +230,7 @@ async fn acquire_waits_for_the_lock() {
 #[tokio::test]
 async fn nodes_has_a_line_for_each_server() {
     let mut cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
-    until("three votes", || async { (proxy.nodes().await.voting == 3).then_some(()) }).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     cluster.nodes[1].kill();
     until("a dead node", || async { proxy.nodes().await.nodes[1].detail.contains("refused").then_some(()) }).await;
 

@@ -104,7 +104,7 @@ fn a_port_in_use_names_address_and_flag() {
 #[tokio::test]
 async fn listening_off_loopback_is_warned_about() {
     let cluster = Cluster::start(1);
-    let proxy = Proxy::start(&cluster, &["--listen", "0.0.0.0:0"]).await;
+    let proxy = Proxy::start_whole(&cluster, &["--listen", "0.0.0.0:0"]).await;
     let warnings = |proxy: &Proxy| -> Vec<String> {
         let log = proxy.log();
         log.lines().filter(|line| line.contains("WARN") && line.contains("authentication")).map(str::to_owned).collect()
@@ -113,6 +113,6 @@ async fn listening_off_loopback_is_warned_about() {
     assert_eq!(warnings(&proxy).len(), 1, "{}", proxy.log());
     says(&warnings(&proxy)[0], &[&proxy.grpc.to_string()]);
 
-    let quiet = Proxy::start(&cluster, &[]).await;
+    let quiet = Proxy::start_whole(&cluster, &[]).await;
     assert_eq!(warnings(&quiet), Vec::<String>::new());
 }

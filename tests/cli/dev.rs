@@ -128,7 +128,9 @@ async fn it_starts_real_servers_and_a_proxy_in_front_of_them() {
     // A token that was handed out is on disk.
     says(&dev.fence().cli(&["CONFIG", "GET", "append*"]), &["appendonly\nyes", "appendfsync\nalways"]);
 
-    let granted = dev.run(&["acquire", "orders/42", "--ttl", "2m", "--wait", "1m"]);
+    let is_up = |ran: &Ran| objects(ran).iter().all(|server| server["state"] == "up");
+    until("every server to be up", || async { is_up(&dev.run(&["nodes"])).then_some(()) }).await;
+    let granted = dev.run(&["acquire", "orders/42", "--ttl", "2m"]);
     assert_eq!(granted.code, DONE, "{}", granted.stderr);
     let holding = || dev.nodes().iter().filter(|node| node.cli(&["EXISTS", "lock:orders/42"]).trim() == "1").count();
     until("the lock on every node", || async { (holding() == 3).then_some(()) }).await;

@@ -32,7 +32,7 @@ fn everything_on(cluster: &Cluster) -> Vec<String> {
 #[tokio::test]
 async fn acquire_refuses_by_field_value_and_bound() {
     let cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &["--limits-max-ttl", "1m"]).await;
+    let proxy = Proxy::start_whole(&cluster, &["--limits-max-ttl", "1m"]).await;
     let mut client = proxy.client().await;
     let (long_name, long_owner) = ("n".repeat(513), "o".repeat(129));
     let negative = Some(prost_types::Duration { seconds: -1, nanos: 0 });
@@ -77,7 +77,7 @@ fn bytes(count: u8) -> prost::bytes::Bytes {
 #[tokio::test]
 async fn what_is_just_within_the_bounds_is_granted() {
     let cluster = Cluster::start(1);
-    let proxy = Proxy::start(&cluster, &["--limits-max-ttl", "1m"]).await;
+    let proxy = Proxy::start_whole(&cluster, &["--limits-max-ttl", "1m"]).await;
     let mut client = proxy.client().await;
     let requests = [
         AcquireRequest { name: "n".repeat(512), ..want("") },
@@ -98,7 +98,7 @@ async fn what_is_just_within_the_bounds_is_granted() {
 #[tokio::test]
 async fn a_bad_lock_id_is_refused_without_being_shown_and_changes_nothing() {
     let cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     let held = granted(&mut client, AcquireRequest { ttl: seconds(120), ..want("kept") }).await;
     until("the lock on every node", || async { (cluster.keys_on(&[0, 1, 2]).len() == 3).then_some(()) }).await;
@@ -135,7 +135,7 @@ async fn a_bad_lock_id_is_refused_without_being_shown_and_changes_nothing() {
 #[tokio::test]
 async fn renew_and_get_refuse_by_field_value_and_bound() {
     let cluster = Cluster::start(1);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     let held = granted(&mut client, want("kept")).await;
 

@@ -28,7 +28,7 @@ fn delete(cluster: &Cluster, nodes: &[usize], name: &str) {
 #[tokio::test]
 async fn a_lock_is_taken_refused_and_given_back() {
     let cluster = Cluster::start(5);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
 
     let first = granted(&mut client, want("orders/42")).await;
@@ -51,7 +51,7 @@ async fn a_lock_is_taken_refused_and_given_back() {
 #[tokio::test]
 async fn a_lease_ends_with_its_ttl_and_its_lock_id_harms_nobody_after() {
     let cluster = Cluster::start(5);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
 
     // A short TTL leaves little time for the votes: on a busy machine it takes more than one try.
@@ -79,7 +79,7 @@ async fn a_lease_ends_with_its_ttl_and_its_lock_id_harms_nobody_after() {
 #[tokio::test]
 async fn a_renewal_prolongs_the_keys_and_never_shortens_them() {
     let cluster = Cluster::start(5);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     let held = granted(&mut client, AcquireRequest { ttl: seconds(30), ..want("orders/42") }).await;
     on_every_node(&cluster, "orders/42").await;
@@ -119,7 +119,7 @@ async fn a_renewal_prolongs_the_keys_and_never_shortens_them() {
 #[tokio::test]
 async fn nodes_that_lost_the_key_get_it_back_by_a_renewal() {
     let cluster = Cluster::start(5);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     let held = granted(&mut client, AcquireRequest { ttl: seconds(60), ..want("orders/42") }).await;
     on_every_node(&cluster, "orders/42").await;
@@ -142,7 +142,7 @@ async fn nodes_that_lost_the_key_get_it_back_by_a_renewal() {
 #[tokio::test]
 async fn a_renewal_without_a_quorum_is_lost_and_takes_nothing_away() {
     let cluster = Cluster::start(5);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     let held = granted(&mut client, AcquireRequest { ttl: seconds(60), ..want("orders/42") }).await;
     on_every_node(&cluster, "orders/42").await;
@@ -164,7 +164,7 @@ async fn a_renewal_without_a_quorum_is_lost_and_takes_nothing_away() {
 #[tokio::test]
 async fn check_says_for_how_long_and_with_which_token() {
     let cluster = Cluster::start(5);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     let held = granted(&mut client, AcquireRequest { ttl: seconds(60), ..want("orders/42") }).await;
 
@@ -188,7 +188,7 @@ async fn check_says_for_how_long_and_with_which_token() {
 #[tokio::test]
 async fn get_shows_the_holder_and_every_nodes_vote_but_no_secret() {
     let cluster = Cluster::start(5);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     let addresses: Vec<String> = cluster.nodes.iter().map(Redis::address).collect();
 
@@ -240,7 +240,7 @@ async fn get_shows_the_holder_and_every_nodes_vote_but_no_secret() {
 #[tokio::test]
 async fn get_says_which_node_did_not_answer() {
     let cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     granted(&mut client, AcquireRequest { ttl: seconds(60), ..want("orders/42") }).await;
     on_every_node(&cluster, "orders/42").await;

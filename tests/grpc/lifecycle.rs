@@ -23,7 +23,7 @@ async fn health(proxy: &Proxy, service: &str) -> ServingStatus {
 #[tokio::test]
 async fn health_tells_alive_from_ready() {
     let mut cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     assert_eq!(health(&proxy, "").await, ServingStatus::Serving);
     until("the lock service to be ready", || async {
         (health(&proxy, LOCK_SERVICE).await == ServingStatus::Serving).then_some(())
@@ -49,7 +49,7 @@ async fn health_tells_alive_from_ready() {
 #[tokio::test]
 async fn reflection_lists_the_services_in_both_versions() {
     let cluster = Cluster::start(1);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
 
     let ask = v1::server_reflection_request::MessageRequest::ListServices(String::new());
     let request = v1::ServerReflectionRequest { host: String::new(), message_request: Some(ask) };
@@ -81,8 +81,8 @@ async fn reflection_lists_the_services_in_both_versions() {
 #[tokio::test]
 async fn a_shutdown_answers_who_waits_and_leaves_none_of_their_keys() {
     let cluster = Cluster::start(5);
-    let mut proxy = Proxy::start(&cluster, &[]).await;
-    let other = Proxy::start(&cluster, &[]).await;
+    let mut proxy = Proxy::start_whole(&cluster, &[]).await;
+    let other = Proxy::start_whole(&cluster, &[]).await;
     let mut client = other.client().await;
     let held = granted(&mut client, AcquireRequest { ttl: seconds(240), ..want("orders/42") }).await;
 
@@ -113,7 +113,7 @@ async fn a_shutdown_answers_who_waits_and_leaves_none_of_their_keys() {
 #[tokio::test]
 async fn a_shutdown_ends_within_its_bound_whatever_clients_do() {
     let cluster = Cluster::start(3);
-    let mut proxy = Proxy::start(&cluster, &["--drain-timeout", "300ms"]).await;
+    let mut proxy = Proxy::start_whole(&cluster, &["--drain-timeout", "300ms"]).await;
     let mut health = HealthClient::new(proxy.channel().await);
     let mut states = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     assert_eq!(states.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
@@ -137,8 +137,8 @@ async fn a_signal_right_after_the_start_ends_it_in_order() {
 #[tokio::test]
 async fn leases_survive_the_end_of_their_proxy() {
     let cluster = Cluster::start(3);
-    let mut proxy = Proxy::start(&cluster, &[]).await;
-    let other = Proxy::start(&cluster, &[]).await;
+    let mut proxy = Proxy::start_whole(&cluster, &[]).await;
+    let other = Proxy::start_whole(&cluster, &[]).await;
     let held = granted(&mut proxy.client().await, AcquireRequest { ttl: seconds(240), ..want("orders/42") }).await;
     proxy.process.signal(Signal::SIGINT);
     assert_eq!(proxy.process.ended().await.code(), Some(0));

@@ -125,7 +125,7 @@ async fn the_right_password_lets_a_node_vote() {
 #[tokio::test]
 async fn a_key_of_another_type_is_one_refusal() {
     let cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     cluster.nodes[0].cli(&["LPUSH", "lock:orders/42", "not a lock"]);
 
@@ -200,7 +200,7 @@ async fn without_a_quorum_every_node_is_named_with_what_it_said() {
 #[tokio::test]
 async fn a_master_that_becomes_a_replica_says_so_and_grants_nothing() {
     let cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     let master = Redis::start(&[]);
     let port = master.port.to_string();
@@ -241,7 +241,7 @@ async fn a_proxy_starts_without_a_quorum_and_serves_when_there_is_one() {
 #[tokio::test]
 async fn without_a_quorum_nothing_is_said_of_a_lease() {
     let cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     let held = granted(&mut client, AcquireRequest { ttl: seconds(240), ..want("orders/42") }).await;
     until("the lock on every node", || async { (cluster.keys_on(&[0, 1, 2]).len() == 3).then_some(()) }).await;

@@ -10,7 +10,7 @@ use crate::support::*;
 #[tokio::test]
 async fn two_proxies_exclude_each_other_and_tokens_rise_across_them() {
     let cluster = Cluster::start(5);
-    let proxies = [Proxy::start(&cluster, &[]).await, Proxy::start(&cluster, &[]).await];
+    let proxies = [Proxy::start_whole(&cluster, &[]).await, Proxy::start_whole(&cluster, &[]).await];
     let mut clients = [proxies[0].client().await, proxies[1].client().await];
 
     let mut last = 0;
@@ -30,8 +30,8 @@ async fn two_proxies_exclude_each_other_and_tokens_rise_across_them() {
 #[tokio::test]
 async fn a_lock_id_is_good_at_every_proxy() {
     let cluster = Cluster::start(5);
-    let first = Proxy::start(&cluster, &[]).await;
-    let second = Proxy::start(&cluster, &[]).await;
+    let first = Proxy::start_whole(&cluster, &[]).await;
+    let second = Proxy::start_whole(&cluster, &[]).await;
     let held = granted(&mut first.client().await, AcquireRequest { ttl: seconds(30), ..want("orders/42") }).await;
     // The one that granted it is not needed any more.
     drop(first);
@@ -54,7 +54,7 @@ async fn a_lock_id_is_good_at_every_proxy() {
 #[tokio::test]
 async fn of_many_callers_at_two_proxies_one_gets_the_lock() {
     let cluster = Cluster::start(5);
-    let proxies = [Proxy::start(&cluster, &[]).await, Proxy::start(&cluster, &[]).await];
+    let proxies = [Proxy::start_whole(&cluster, &[]).await, Proxy::start_whole(&cluster, &[]).await];
     let mut calls = tokio::task::JoinSet::new();
     for caller in 0..40 {
         let mut client = proxies[caller % 2].client().await;

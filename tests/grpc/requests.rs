@@ -26,7 +26,7 @@ async fn waiters(proxy: &Proxy, count: usize) {
 #[tokio::test]
 async fn who_waits_gets_the_lock_when_it_is_released() {
     let cluster = Cluster::start(5);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     let first = granted(&mut client, AcquireRequest { ttl: seconds(240), ..want("orders/42") }).await;
     let waiting = call(&client, AcquireRequest { wait: seconds(200), ..want("orders/42") });
@@ -47,7 +47,7 @@ async fn who_waits_gets_the_lock_when_it_is_released() {
 #[tokio::test]
 async fn a_wait_that_runs_out_is_answered_with_the_holder() {
     let cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     granted(&mut client, AcquireRequest { ttl: seconds(240), owner: "ann".to_owned(), ..want("orders/42") }).await;
     let started = Instant::now();
@@ -60,7 +60,7 @@ async fn a_wait_that_runs_out_is_answered_with_the_holder() {
 #[tokio::test]
 async fn the_clients_own_deadline_is_answered_by_us_and_leaves_no_lock() {
     let cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     let first = granted(&mut client, AcquireRequest { ttl: seconds(240), ..want("orders/42") }).await;
 
@@ -88,7 +88,7 @@ async fn the_clients_own_deadline_is_answered_by_us_and_leaves_no_lock() {
 #[tokio::test]
 async fn a_deadline_in_the_middle_of_the_votes_leaves_no_key() {
     let cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &["--nodes-timeout", "30s"]).await;
+    let proxy = Proxy::start_whole(&cluster, &["--nodes-timeout", "30s"]).await;
     let client = proxy.client().await;
     // One node votes, two are silent for longer than the deadline.
     cluster.nodes[1].stop();
@@ -112,7 +112,7 @@ async fn a_deadline_in_the_middle_of_the_votes_leaves_no_key() {
 #[tokio::test]
 async fn a_retry_with_a_higher_attempt_replaces_the_lock_and_no_other_does() {
     let cluster = Cluster::start(5);
-    let proxies = [Proxy::start(&cluster, &[]).await, Proxy::start(&cluster, &[]).await];
+    let proxies = [Proxy::start_whole(&cluster, &[]).await, Proxy::start_whole(&cluster, &[]).await];
     let (mut client, mut elsewhere) = (proxies[0].client().await, proxies[1].client().await);
     let request = |attempt| AcquireRequest {
         request_id: b"0f8fad5b-d9cb-469f-a165-70867728950e".to_vec().into(),
@@ -159,7 +159,7 @@ async fn a_retry_with_a_higher_attempt_replaces_the_lock_and_no_other_does() {
 #[tokio::test]
 async fn a_retry_does_not_shorten_the_keys() {
     let cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     let request =
         |attempt, ttl| AcquireRequest { request_id: vec![1; 16].into(), attempt, ttl: seconds(ttl), ..want("orders/42") };
@@ -176,8 +176,8 @@ async fn a_retry_does_not_shorten_the_keys() {
 #[tokio::test]
 async fn too_many_requests_are_refused_and_served_again_later() {
     let cluster = Cluster::start(3);
-    let other = Proxy::start(&cluster, &[]).await;
-    let proxy = Proxy::start(&cluster, &["--limits-max-inflight", "1"]).await;
+    let other = Proxy::start_whole(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &["--limits-max-inflight", "1"]).await;
     let held = granted(&mut other.client().await, AcquireRequest { ttl: seconds(240), ..want("orders/42") }).await;
 
     let mut client = proxy.client().await;

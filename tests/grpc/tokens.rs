@@ -24,7 +24,7 @@ fn no_token(granted: &proto::Granted) -> &str {
 #[tokio::test]
 async fn before_an_acquire() {
     let mut cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     let first = granted(&mut client, want("first")).await;
     cluster.fence.kill();
@@ -62,7 +62,7 @@ async fn before_an_acquire() {
 #[tokio::test]
 async fn during_an_acquire() {
     let cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     let first = granted(&mut client, want("first")).await;
     assert_eq!(release(&mut client, &first.lock_id).await, ReleaseOutcome::Released);
@@ -86,7 +86,7 @@ async fn during_an_acquire() {
 #[tokio::test]
 async fn after_an_acquire() {
     let mut cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     let held = granted(&mut client, AcquireRequest { ttl: seconds(30), ..want("orders/42") }).await;
     cluster.fence.kill();
@@ -106,7 +106,7 @@ async fn after_an_acquire() {
 #[tokio::test]
 async fn a_wait_outlasts_the_loss_of_the_counter() {
     let mut cluster = Cluster::start(3);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut client = proxy.client().await;
     let first = granted(&mut client, want("first")).await;
     cluster.fence.kill();

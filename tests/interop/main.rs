@@ -60,7 +60,7 @@ async fn keys_on_every_node(cluster: &Cluster, there: bool) {
 #[tokio::test]
 async fn pottery_and_redlockd_exclude_each_other() {
     let cluster = Cluster::start(5);
-    let proxy = Proxy::start(&cluster, &["--nodes-key-prefix", POTTERY]).await;
+    let proxy = Proxy::start_whole(&cluster, &["--nodes-key-prefix", POTTERY]).await;
     let mut client = proxy.client().await;
     let ports = cluster.nodes.iter().map(|node| node.port.to_string());
     let mut pottery = Script::start("pottery_lock.py", &["orders/42".to_owned()].into_iter().chain(ports).collect::<Vec<_>>());
@@ -99,7 +99,7 @@ async fn pottery_and_redlockd_exclude_each_other() {
 #[tokio::test]
 async fn a_generic_client_takes_and_releases_a_lock_by_reflection() {
     let cluster = Cluster::start(5);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut script = Script::start("reflection_client.py", &[proxy.grpc.to_string()]);
     let mut call = |line: &str| -> Value { serde_json::from_str(&script.ask(line)).unwrap() };
 

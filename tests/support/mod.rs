@@ -293,6 +293,15 @@ impl Proxy {
         proxy
     }
 
+    /// In front of a cluster all of whose nodes vote, for tests that look at single nodes: one that is not connected yet
+    /// gets nothing of a grant.
+    pub async fn start_whole(cluster: &Cluster, flags: &[&str]) -> Self {
+        let proxy = Self::start(cluster, flags).await;
+        let all = u32::try_from(cluster.nodes.len()).unwrap();
+        until("every node to vote", || async { (proxy.nodes().await.voting == all).then_some(()) }).await;
+        proxy
+    }
+
     /// In front of whatever `urls` name.
     pub async fn start_unready(urls: &[String], fence: &str, flags: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
