@@ -23,6 +23,7 @@ pub struct Hold {
 pub struct Gate {
     pub address: SocketAddr,
     hold: watch::Sender<Hold>,
+    cuts: watch::Sender<()>,
     _tasks: JoinSet<()>,
 }
 
@@ -31,6 +32,7 @@ impl Gate {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (hold, watched) = watch::channel(Hold::default());
+        let (cuts, cut) = watch::channel(());
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut pumps = JoinSet::new();
@@ -40,11 +42,20 @@ impl Gate {
                 client.set_nodelay(true).unwrap();
                 server.set_nodelay(true).unwrap();
                 let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-                pumps.spawn(pump(from_client, to_server, watched.clone(), |hold| hold.requests));
-                pumps.spawn(pump(from_server, to_client, watched.clone(), |hold| hold.replies));
+                let (mut cut, hold) = (cut.clone(), watched.clone());
+                cut.mark_unchanged();
+                pumps.spawn(async move {
+                    let requests = pump(from_client, to_server, hold.clone(), |hold| hold.requests);
+                    let replies = pump(from_server, to_client, hold, |hold| hold.replies);
+                    tokio::select! {
+                        biased;
+                        _ = cut.changed() => {}
+                        _ = async { tokio::join!(requests, replies) } => {}
+                    }
+                });
             }
         });
-        Self { address, hold, _tasks: tasks }
+        Self { address, hold, cuts, _tasks: tasks }
     }
 
     pub fn url(&self) -> String {
@@ -57,6 +68,19 @@ impl Gate {
 
     pub fn open(&self) {
         self.set(Hold::default());
+    }
+
+    pub fn hold_requests(&self) {
+        self.set(Hold { requests: true, replies: false });
+    }
+
+    pub fn hold_replies(&self) {
+        self.set(Hold { requests: false, replies: true });
+    }
+
+    /// Ends every connection that there is; what was held back on it is lost. New ones are let in.
+    pub fn cut(&self) {
+        self.cuts.send_replace(());
     }
 }
 

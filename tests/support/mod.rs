@@ -193,6 +193,14 @@ impl Redis {
         self.cli(&["GET", &format!("lock:{name}")])
     }
 
+    /// How often it ran a command of this name (in lower case) since it was started, in scripts and outside of them.
+    pub fn calls_of(&self, command: &str) -> u64 {
+        let stats = self.cli(&["INFO", "commandstats"]);
+        let head = format!("cmdstat_{command}:calls=");
+        let calls = stats.lines().find_map(|line| line.strip_prefix(&head)?.split(',').next()?.parse().ok());
+        calls.unwrap_or_default()
+    }
+
     pub fn stop(&self) {
         self.process.signal(Signal::SIGSTOP);
     }
@@ -380,6 +388,23 @@ impl Proxy {
             (busy == 0.0 && queued == 0).then_some(())
         })
         .await;
+    }
+
+    /// Adds up every series of a metric whose labels hold `label`.
+    pub async fn metric_sum(&self, name: &str, label: &str) -> f64 {
+        let (_, text) = self.http_get("/metrics").await;
+        let series = text.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{')));
+        series.filter(|line| line.contains(label)).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// What a node looks like from here.
+    pub async fn node(&self, index: usize) -> proto::NodeStatus {
+        self.nodes().await.nodes.swap_remove(index)
+    }
+
+    /// Open file descriptors.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.process.id())).unwrap().count()
     }
 
     /// Resident memory in KiB.
