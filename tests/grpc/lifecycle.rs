@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use futures::StreamExt;
 use nix::sys::signal::Signal;
 use redlockd::proto::{AcquireRequest, ReleaseOutcome};
-use tokio_stream::StreamExt;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -54,7 +54,7 @@ async fn reflection_lists_the_services_in_both_versions() {
     let ask = v1::server_reflection_request::MessageRequest::ListServices(String::new());
     let request = v1::ServerReflectionRequest { host: String::new(), message_request: Some(ask) };
     let mut client = v1::server_reflection_client::ServerReflectionClient::new(proxy.channel().await);
-    let answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+    let answers = client.server_reflection_info(futures::stream::iter([request])).await.unwrap().into_inner();
     let answer = answers.collect::<Vec<_>>().await.remove(0).unwrap();
     let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(list)) = answer.message_response else {
         panic!("no list");
@@ -69,7 +69,7 @@ async fn reflection_lists_the_services_in_both_versions() {
     let list = v1alpha::server_reflection_request::MessageRequest::ListServices(String::new());
     let list = v1alpha::ServerReflectionRequest { host: String::new(), message_request: Some(list) };
     let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(proxy.channel().await);
-    let answers = client.server_reflection_info(tokio_stream::iter([request, list])).await.unwrap().into_inner();
+    let answers = client.server_reflection_info(futures::stream::iter([request, list])).await.unwrap().into_inner();
     let answers: Vec<_> = answers.map(|answer| answer.unwrap().message_response.unwrap()).collect().await;
     use v1alpha::server_reflection_response::MessageResponse as Answer;
     assert!(matches!(&answers[0], Answer::FileDescriptorResponse(file) if !file.file_descriptor_proto.is_empty()));
