@@ -44,7 +44,8 @@ async fn every_outcome_has_its_fields_and_its_code() {
 
     until("the lock on every node", || async { (cluster.keys_on(&[0, 1, 2]).len() == 3).then_some(()) }).await;
     let held = answer(&proxy, &["get", "orders/42"], DONE);
-    assert_eq!(fields(&held), ["outcome", "name", "owner", "time_left_ms", "votes"]);
+    assert_eq!(fields(&held), ["outcome", "name", "owner", "time_left_ms", "fencing_token", "votes"]);
+    assert_eq!(held["fencing_token"], granted["fencing_token"]);
     assert_eq!((&held["outcome"], &held["owner"]), (&json!("held"), &json!("ann")));
     let votes = held["votes"].as_array().unwrap();
     for (vote, node) in votes.iter().zip(&cluster.nodes) {
