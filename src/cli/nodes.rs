@@ -64,6 +64,7 @@ fn fields(node: &NodeStatus) -> Map<String, Value> {
         ("uptime_ms", json!(node.uptime.map(|_| millis(node.uptime)))),
         ("round_trip_ms", json!(micros(node.round_trip).map(|us| us as f64 / 1000.0))),
         ("queued", json!(node.queued)),
+        ("in_flight", json!(node.in_flight)),
         ("restarts", json!(node.restarts)),
     ])
 }

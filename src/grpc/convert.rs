@@ -300,6 +300,7 @@ pub fn node_status(server: ServerView, role: proto::NodeRole) -> proto::NodeStat
         uptime: probe.map(|probe| proto_duration(probe.uptime)),
         round_trip: status.round_trip.map(proto_duration),
         queued: u32::try_from(status.queued).unwrap_or(u32::MAX),
+        in_flight: u32::try_from(status.in_flight).unwrap_or(u32::MAX),
         restarts: status.restarts,
     }
 }

@@ -93,8 +93,10 @@ pub struct Status {
     pub probe: Option<Probe>,
     /// How long the newest answered call took.
     pub round_trip: Option<Duration>,
-    /// Operations that wait for it.
+    /// Operations that wait to be sent.
     pub queued: usize,
+    /// Operations that were sent and are not answered yet.
+    pub in_flight: usize,
     /// How often it came back as another process.
     pub restarts: u64,
 }
@@ -104,6 +106,7 @@ struct Known {
     probe: Option<Probe>,
     round_trip: Option<Duration>,
     restarts: u64,
+    in_flight: usize,
 }
 
 /// One node and the connection to it.
@@ -162,6 +165,7 @@ impl Link {
             probe: known.probe.clone(),
             round_trip: known.round_trip,
             queued: self.mailbox.len(),
+            in_flight: known.in_flight,
             restarts: known.restarts,
         }
     }
@@ -278,7 +282,10 @@ impl Link {
     ) -> Result<(), Arc<str>> {
         let ops: Vec<Op> = batch.iter().map(|entry| entry.op.clone()).collect();
         let sent_at = self.env.now();
-        match self.await_call(connection, closed, &ops, &batch, sent_at).await {
+        self.known().in_flight = ops.len();
+        let outcome = self.await_call(connection, closed, &ops, &batch, sent_at).await;
+        self.known().in_flight = 0;
+        match outcome {
             Ok(replies) => {
                 self.note_round_trip(ops.len(), self.env.now() - sent_at);
                 self.deliver(&batch, replies);

@@ -241,8 +241,19 @@ async fn nodes_has_a_line_for_each_server() {
     let servers: Vec<&Redis> = cluster.nodes.iter().chain([&cluster.fence]).collect();
     assert_eq!(lines.len(), servers.len());
     for (line, server) in lines.iter().zip(&servers) {
-        let names =
-            ["node", "role", "state", "detail", "version", "run_id", "uptime_ms", "round_trip_ms", "queued", "restarts"];
+        let names = [
+            "node",
+            "role",
+            "state",
+            "detail",
+            "version",
+            "run_id",
+            "uptime_ms",
+            "round_trip_ms",
+            "queued",
+            "in_flight",
+            "restarts",
+        ];
         assert_eq!(fields(line), names);
         assert_eq!(text(&line["node"]), server.address());
         says(text(&line["version"]), &["."]);

@@ -384,8 +384,8 @@ impl Proxy {
     pub async fn idle(&self) {
         until("the proxy to be idle", || async {
             let busy = self.metric("redlock_tasks").await + self.metric("redlock_inflight_requests").await;
-            let queued: u32 = self.nodes().await.nodes.iter().map(|node| node.queued).sum();
-            (busy == 0.0 && queued == 0).then_some(())
+            let pending: u32 = self.nodes().await.nodes.iter().map(|node| node.queued + node.in_flight).sum();
+            (busy == 0.0 && pending == 0).then_some(())
         })
         .await;
     }
