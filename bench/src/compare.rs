@@ -33,6 +33,8 @@ enum Part {
     Stopped,
 }
 
+/// Compare redlockd with the library rslock on the same five nodes, and with itself while two of them are stopped
+///
 /// Everything runs on loopback, on five lock nodes, a designated server and one proxy that are started for it and ended
 /// after it. All figures are medians over the rounds. Every answer is checked; the exit code is 1 if anything failed.
 ///
@@ -49,7 +51,7 @@ pub struct CompareArgs {
     /// Length of a window [default: 3s; quick: 1s]
     #[arg(long, value_parser = window_length)]
     window: Option<Duration>,
-    /// Windows of each target [default: 3]
+    /// Windows of each target
     #[arg(long, value_parser = value_parser!(u16).range(1..=1000), default_value_t = 3)]
     rounds: u16,
     /// Callers while nodes are stopped

@@ -48,7 +48,6 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Compare redlockd with the library rslock on the same five nodes, and with itself while nodes are stopped
     Compare(CompareArgs),
 }
 
