@@ -23,11 +23,12 @@ local function supersedes(value, stored)
   return stored_request == request and attempt > stored_attempt
 end
 
+arity.A = 2
 operations.A = function(key, value, ttl)
-  if redis.call('SET', key, value, 'NX', 'PX', ttl) then return 1 end
+  if call('SET', key, value, 'NX', 'PX', ttl) then return 1 end
   local stored = read(key)
   if not stored or not supersedes(value, stored) then return other(key, stored) end
   -- Only a release shortens the time of a key.
-  redis.call('SET', key, value, 'PX', math.max(tonumber(ttl), redis.call('PTTL', key)))
+  call('SET', key, value, 'PX', math.max(tonumber(ttl), call('PTTL', key)))
   return 1
 end

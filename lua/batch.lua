@@ -1,10 +1,10 @@
 -- batch: runs all operations that are pending for a node in one call.
 --
 -- The other files of this directory stand between the two halves of this one; together they are the one script that is
--- loaded into a node. Each of them adds one operation to `operations`.
+-- loaded into a node. Each of them adds one operation to `operations`, and how many arguments it has to `arity`.
 --
 -- KEYS   one key an operation
--- ARGV   three an operation: its letter and two arguments ('' where it has fewer)
+-- ARGV   for each run of operations of one kind: its letter, how many they are, and the arguments of each
 -- Reply  the node's TIME (seconds, microseconds), then one entry an operation:
 --          1            it did what was asked
 --          0            nothing of ours is there
@@ -16,11 +16,12 @@
 -- A script, because reading and writing have to be one step for every operation, and one call for many operations is
 -- what makes them cheap. Safe to repeat if each of its operations is: see there.
 
-local operations = {}
+local call, try = redis.call, redis.pcall
+local operations, arity = {}, {}
 
 -- The value of a key. `nil` if there is none; `false` if it is of another type.
 local function read(key)
-  local value = redis.pcall('GET', key)
+  local value = try('GET', key)
   if type(value) == 'table' then
     if string.find(value.err, 'WRONGTYPE', 1, true) then return false end
     error(value.err, 0)
@@ -32,5 +33,5 @@ end
 
 -- The entry for a key that holds `value`, which is not ours.
 local function other(key, value)
-  return {value, redis.call('PTTL', key)}
+  return {value, call('PTTL', key)}
 end

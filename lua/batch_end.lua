@@ -1,13 +1,20 @@
 -- The second half of batch.lua: runs the operations in the order in which they came, each under pcall, so that an error of
 -- one (a full server, a forbidden command) spoils no other.
 
-local reply = redis.call('TIME')
-for i = 1, #KEYS do
-  local at = 3 * i
-  local ok, result = pcall(operations[ARGV[at - 2]], KEYS[i], ARGV[at - 1], ARGV[at])
-  if not ok then
-    result = type(result) == 'table' and result.err or tostring(result)
+local keys, args = KEYS, ARGV
+local reply = call('TIME')
+local key, at = 0, 1
+while key < #keys do
+  local operation, count, width = operations[args[at]], args[at + 1], arity[args[at]]
+  at = at + 2
+  for _ = 1, count do
+    key = key + 1
+    local ok, result = pcall(operation, keys[key], args[at], args[at + 1])
+    if not ok then
+      result = type(result) == 'table' and result.err or tostring(result)
+    end
+    reply[key + 2] = result
+    at = at + width
   end
-  reply[i + 2] = result
 end
 return reply

@@ -9,10 +9,11 @@
 -- A script, because looking whether the counter is there and counting have to be one step.
 -- Repeating it costs numbers, nothing else.
 
+arity.T = 1
 operations.T = function(key, count)
-  if redis.call('EXISTS', key) == 0 then
-    local now = redis.call('TIME')
-    redis.call('SET', key, string.format('%.0f', now[1] * 1000000 + now[2]))
+  if call('EXISTS', key) == 0 then
+    local now = call('TIME')
+    call('SET', key, string.format('%.0f', now[1] * 1000000 + now[2]))
   end
-  return redis.call('INCRBY', key, count)
+  return call('INCRBY', key, count)
 end

@@ -5,6 +5,7 @@
 --
 -- A script, because value and time have to be of the same instant. Reads only, so it is safe to repeat.
 
+arity.I = 0
 operations.I = function(key)
   local stored = read(key)
   if stored == nil then return 0 end

@@ -7,8 +7,9 @@
 -- A script, because between a GET and a DEL the key may become somebody else's.
 -- Safe to repeat: the value is never used again.
 
+arity.R = 1
 operations.R = function(key, value)
   if read(key) ~= value then return 0 end
-  redis.call('DEL', key)
+  call('DEL', key)
   return 1
 end

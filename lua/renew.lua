@@ -7,11 +7,12 @@
 -- A script, because between a GET and a PEXPIRE the key may become somebody else's.
 -- Never shortens the time of a key. Safe to repeat.
 
+arity.N = 2
 operations.N = function(key, value, ttl)
   local stored = read(key)
   if stored == nil then return 0 end
   if stored ~= value then return other(key, stored) end
-  local left = redis.call('PTTL', key)
-  if left >= 0 and left < tonumber(ttl) then redis.call('PEXPIRE', key, ttl) end
+  local left = call('PTTL', key)
+  if left >= 0 and left < tonumber(ttl) then call('PEXPIRE', key, ttl) end
   return {left}
 end

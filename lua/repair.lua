@@ -7,7 +7,8 @@
 -- The end is an instant and not a TTL, so that a repair that comes late plants nothing.
 -- A script only to travel in the batch. Safe to repeat.
 
+arity.H = 2
 operations.H = function(key, value, ends_at)
-  if redis.call('SET', key, value, 'NX', 'PXAT', ends_at) then return 1 end
+  if call('SET', key, value, 'NX', 'PXAT', ends_at) then return 1 end
   return 0
 end

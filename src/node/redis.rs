@@ -97,7 +97,7 @@ impl Drop for EndOnDrop {
 impl RedisConnection {
     async fn run(&self, batch: &[Op], by: ScriptBy) -> Result<Replies, WireError> {
         let keys: Vec<Key> = batch.iter().map(|op| Key::from(&**op.key())).collect();
-        let args: Vec<Value> = batch.iter().flat_map(script::encode).map(value).collect();
+        let args: Vec<Value> = script::encode(batch).into_iter().map(value).collect();
         let reply: Value = match by {
             ScriptBy::Hash => self.client.evalsha(self.hash.as_str(), keys, args).await,
             ScriptBy::Text => self.client.eval(script::TEXT, keys, args).await,

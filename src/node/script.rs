@@ -31,16 +31,37 @@ pub enum Arg<'a> {
     Number(u64),
 }
 
-/// Letter and arguments of one operation.
-pub fn encode(op: &Op) -> [Arg<'_>; 3] {
+/// The arguments of a batch: for each run of operations of one kind its letter, how many they are, and the arguments of each.
+pub fn encode(batch: &[Op]) -> Vec<Arg<'_>> {
+    let mut args = Vec::with_capacity(4 + 2 * batch.len());
+    for run in batch.chunk_by(|a, b| letter(a) == letter(b)) {
+        args.extend([Arg::Text(letter(&run[0])), Arg::Number(run.len() as u64)]);
+        run.iter().for_each(|op| encode_one(op, &mut args));
+    }
+    args
+}
+
+fn letter(op: &Op) -> &'static str {
+    match op {
+        Op::Acquire { .. } => "A",
+        Op::Release { .. } => "R",
+        Op::Renew { .. } => "N",
+        Op::Repair { .. } => "H",
+        Op::Check { .. } | Op::Inspect { .. } => "I",
+        Op::Tokens { .. } => "T",
+    }
+}
+
+fn encode_one<'a>(op: &'a Op, args: &mut Vec<Arg<'a>>) {
     use Arg::{Number, Text};
     match op {
-        Op::Acquire { value, ttl, .. } => [Text("A"), Text(value.as_str()), Number(ttl.as_millis())],
-        Op::Release { value, .. } => [Text("R"), Text(value.as_str()), Text("")],
-        Op::Renew { value, ttl, .. } => [Text("N"), Text(value.as_str()), Number(ttl.as_millis())],
-        Op::Repair { value, ends_at, .. } => [Text("H"), Text(value.as_str()), Number(ends_at.as_millis())],
-        Op::Check { .. } | Op::Inspect { .. } => [Text("I"), Text(""), Text("")],
-        Op::Tokens { count, .. } => [Text("T"), Number(*count as u64), Text("")],
+        Op::Acquire { value, ttl, .. } | Op::Renew { value, ttl, .. } => {
+            args.extend([Text(value.as_str()), Number(ttl.as_millis())]);
+        }
+        Op::Repair { value, ends_at, .. } => args.extend([Text(value.as_str()), Number(ends_at.as_millis())]),
+        Op::Release { value, .. } => args.push(Text(value.as_str())),
+        Op::Tokens { count, .. } => args.push(Number(*count as u64)),
+        Op::Check { .. } | Op::Inspect { .. } => {}
     }
 }
 
