@@ -17,6 +17,10 @@ use crate::engine::reply::{Reply, Why, WhyKind};
 
 use super::{NodeTime, Op};
 
+/// Releases of leases that are kept for a node that can not be reached: more would cost memory for as long as it is away,
+/// and what they would delete expires by itself. The clean-up of attempts is always kept.
+const KEPT_RELEASES: usize = 1_024;
+
 /// Whoever waits for the reply to an operation. Called where replies arrive: it must be quick and must not block.
 pub trait ReplyTo: Send + Sync {
     /// Asked right before the operation is sent; `false` takes it back.
@@ -113,11 +117,11 @@ impl Mailbox {
         (self.places_taken.fetch_add(1, Ordering::Relaxed) < self.places).then_some(place)
     }
 
-    /// Queues an operation. If it can not be sent now, it is answered unknown at once; a release stays queued all the
-    /// same, for when the node can be reached.
+    /// Queues an operation. If it can not be sent now, it is answered unknown at once; a release is kept all the same,
+    /// for when the node can be reached, unless too many are.
     pub fn post(&self, op: Op, reply_to: Arc<dyn ReplyTo>, now: Instant) {
         match self.take_place() {
-            Some(place) => self.enqueue(op, reply_to, place, now),
+            Some(place) => self.enqueue(op, reply_to, place, now, KEPT_RELEASES),
             None => self.refuse(&*reply_to, WhyKind::MailboxFull),
         }
     }
@@ -128,20 +132,21 @@ impl Mailbox {
             self.refuse(&*reply_to, WhyKind::MailboxFull);
             return None;
         };
-        self.enqueue(op, reply_to, place, now);
+        self.enqueue(op, reply_to, place, now, 0);
         Some(reserved)
     }
 
     /// Queues an operation in a place that was reserved for it: never full.
     pub fn post_in(&self, place: Place, op: Op, reply_to: Arc<dyn ReplyTo>, now: Instant) {
-        self.enqueue(op, reply_to, place, now);
+        self.enqueue(op, reply_to, place, now, usize::MAX);
     }
 
-    fn enqueue(&self, op: Op, reply_to: Arc<dyn ReplyTo>, place: Place, now: Instant) {
+    /// `keep`: how many may wait for a node that can not be reached for this release to join them.
+    fn enqueue(&self, op: Op, reply_to: Arc<dyn ReplyTo>, place: Place, now: Instant, keep: usize) {
         let objection = {
             let mut waiting = self.waiting();
             let objection = waiting.reach.objection();
-            if objection.is_none() || op.is_release() {
+            if objection.is_none() || (op.is_release() && waiting.queue.len() < keep) {
                 let entry = Entry { op, reply_to: reply_to.clone(), posted_at: now, _place: place };
                 waiting.queue.push_back(entry);
             }
@@ -331,6 +336,19 @@ mod tests {
         assert_eq!(log.replies.lock().unwrap().len(), 2, "and so is a new one, at once");
         mailbox.post(release(4), log.clone(), now);
         assert_eq!(ops(&mailbox.take(9)), [release(2), release(4)]);
+    }
+
+    #[test]
+    fn a_node_that_is_away_costs_bounded_memory_and_no_clean_up() {
+        let (mailbox, log, now) = (up(9_999), Arc::new(Log::default()), Instant::now());
+        let reserved = mailbox.post_acquire(acquire(1), log.clone(), now).unwrap();
+        mailbox.set_reach(Reach::Silent, now);
+        for nonce in 2..5_000 {
+            mailbox.post(release(nonce), log.clone(), now);
+        }
+        assert_eq!(mailbox.len(), KEPT_RELEASES);
+        mailbox.post_in(reserved, release(1), log.clone(), now);
+        assert_eq!(mailbox.len(), KEPT_RELEASES + 1);
     }
 
     #[test]
