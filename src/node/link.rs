@@ -170,9 +170,9 @@ impl Link {
         }
     }
 
-    /// Whether everything that was posted has been answered.
+    /// Whether nothing waits or is under way.
     pub fn is_idle(&self) -> bool {
-        self.mailbox.places_taken() == 0
+        self.mailbox.is_idle()
     }
 
     /// Whether operations have a chance now.

@@ -63,7 +63,7 @@ pub struct Place(Arc<AtomicUsize>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -230,6 +230,11 @@ impl Mailbox {
         self.waiting().queue.len()
     }
 
+    /// Whether nothing waits, nothing is under way, and nobody has reserved a place.
+    pub fn is_idle(&self) -> bool {
+        self.places_taken.load(Ordering::Acquire) == 0
+    }
+
     /// Whether none does.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -303,8 +308,11 @@ mod tests {
         assert_eq!(*log.replies.lock().unwrap(), [Reply::Unknown(full)]);
         mailbox.post_in(reserved.unwrap(), release(1), log.clone(), now);
         assert_eq!(mailbox.len(), 3);
-        drop((second, mailbox.take(9)));
-        assert_eq!(mailbox.places_taken.load(Ordering::Relaxed), 0, "every place comes back");
+        let under_way = mailbox.take(9);
+        drop(second);
+        assert!(mailbox.is_empty() && !mailbox.is_idle(), "what is under way keeps its place");
+        drop(under_way);
+        assert!(mailbox.is_idle(), "every place comes back");
     }
 
     #[test]

@@ -125,6 +125,39 @@ async fn a_shutdown_ends_within_its_bound_whatever_clients_do() {
 }
 
 #[tokio::test]
+async fn a_shutdown_ends_only_when_every_release_has_reached_its_node() {
+    let mut cluster = Cluster::start(3);
+    for round in 0..5 {
+        let mut proxy = Proxy::start_whole(&cluster, &["--threads", "4"]).await;
+        // Without a token there is no grant: every key that an acquire sets has to be deleted again.
+        cluster.fence.kill();
+        until("the proxy to notice", || async { (proxy.http_get("/readyz").await.0 == 503).then_some(()) }).await;
+        let mut calls = tokio::task::JoinSet::new();
+        for caller in 0..32 {
+            let mut client = proxy.client().await;
+            calls.spawn(async move {
+                let mut answered = 0;
+                loop {
+                    let request = AcquireRequest { ttl: seconds(240), ..want(&format!("{round}/{caller}/{answered}")) };
+                    match client.acquire(request).await {
+                        Err(status) if status.message().contains("token") => answered += 1,
+                        Err(_) => return answered,
+                        Ok(_) => panic!("a grant without a token"),
+                    }
+                }
+            });
+        }
+        until("some acquires", || async { (proxy.metric("redlock_fencing_unavailable_total").await > 50.0).then_some(()) })
+            .await;
+        proxy.process.signal(Signal::SIGTERM);
+        assert_eq!(proxy.process.ended().await.code(), Some(0));
+        assert!(calls.join_all().await.iter().sum::<u32>() > 0);
+        cluster.no_key_left().await;
+        cluster.fence.start_again();
+    }
+}
+
+#[tokio::test]
 async fn a_signal_right_after_the_start_ends_it_in_order() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let nobody = format!("redis://127.0.0.1:{}", free_port());
