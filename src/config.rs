@@ -563,10 +563,15 @@ impl Reader<'_> {
     fn key_prefix(&mut self) -> Option<String> {
         let (prefix, _) = self.written("nodes.key_prefix");
         let ours = crate::engine::lease::RESERVED_PREFIX;
-        if prefix.len() > 128 || prefix.chars().any(char::is_control) || prefix.starts_with(ours) {
+        // `redlock` and a lock named `d:fence:counter` would be the key of the counter.
+        let can_become_ours = prefix.starts_with(ours) || (!prefix.is_empty() && ours.starts_with(&prefix));
+        if prefix.len() > 128 || prefix.chars().any(char::is_control) || can_become_ours {
             return self.wrong(
                 "nodes.key_prefix",
-                &format!("expected at most 128 bytes without control characters, not beginning with `{ours}`"),
+                &format!(
+                    "expected at most 128 bytes without control characters, not beginning with `{ours}` and no part of its \
+                     beginning"
+                ),
             );
         }
         Some(prefix)

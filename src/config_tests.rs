@@ -153,6 +153,11 @@ fn bounds_are_checked() {
     assert_eq!(errors(&[("nodes.drift_factor", "0.2")]).len(), 1);
     assert_eq!(errors(&[("nodes.tls_cert_file", "/dev/null")]).len(), 1);
     assert_eq!(errors(&[("nodes.tls_ca_file", "/nonexistent")]).len(), 1);
-    assert_eq!(errors(&[("nodes.key_prefix", "redlockd:x")]).len(), 1);
+    for reserved in ["redlockd:x", "redlockd:", "redlockd", "r"] {
+        assert_eq!(errors(&[("nodes.key_prefix", reserved)]).len(), 1, "{reserved}");
+    }
+    for free in ["", "redlock:", "lock:", "redlockd-a:"] {
+        assert_eq!(errors(&[("nodes.key_prefix", free)]), Vec::<String>::new(), "{free}");
+    }
     assert_eq!(errors(&[]), Vec::<String>::new());
 }
