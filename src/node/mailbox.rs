@@ -241,14 +241,15 @@ impl Mailbox {
     }
 }
 
-/// Releases go first: they free keys that others in the batch may want, and memory that a full server needs. Not those whose
-/// own SET is in the same batch: these stay behind it.
+/// Releases go first: they free keys that others in the batch may want, and memory that a full server needs. Not those with
+/// another operation on their value in the same batch, and so before them: a SET would outlive its release, and a renewal
+/// would find the key missing and put it back.
 fn releases_first(batch: Vec<Entry>) -> Vec<Entry> {
     if !batch.iter().any(|entry| entry.op.is_release()) || batch.iter().all(|entry| entry.op.is_release()) {
         return batch;
     }
-    let planted: HashSet<LockValue> = batch.iter().filter_map(|entry| entry.op.plants().cloned()).collect();
-    let may_go_first = |entry: &Entry| matches!(&entry.op, Op::Release { value, .. } if !planted.contains(value));
+    let in_use: HashSet<LockValue> = batch.iter().filter_map(|entry| entry.op.goes_before_release_of().cloned()).collect();
+    let may_go_first = |entry: &Entry| matches!(&entry.op, Op::Release { value, .. } if !in_use.contains(value));
     let (mut ordered, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(may_go_first);
     ordered.extend(rest);
     ordered
@@ -313,6 +314,19 @@ mod tests {
         assert!(mailbox.is_empty() && !mailbox.is_idle(), "what is under way keeps its place");
         drop(under_way);
         assert!(mailbox.is_idle(), "every place comes back");
+    }
+
+    #[test]
+    fn a_release_does_not_overtake_what_was_asked_of_its_lease() {
+        let (mailbox, log, now) = (up(99), Arc::new(Log::default()), Instant::now());
+        let ttl = Ttl::from_millis(1000, Ttl::LONGEST).unwrap();
+        let renewal = |nonce| Op::Renew { key: "k".into(), value: value(nonce), ttl };
+        let check = |nonce| Op::Check { key: "k".into(), value: value(nonce) };
+        let posted = [renewal(1), check(2), release(1), release(2), release(3)];
+        for op in posted {
+            mailbox.post(op, log.clone(), now);
+        }
+        assert_eq!(ops(&mailbox.take(9)), [release(3), renewal(1), check(2), release(1), release(2)]);
     }
 
     #[test]

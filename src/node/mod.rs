@@ -128,11 +128,14 @@ impl Op {
         matches!(self, Self::Release { .. })
     }
 
-    /// The value that it may leave on the node.
-    pub fn plants(&self) -> Option<&LockValue> {
+    /// The value that has to be as it was when this was posted: a release of it must not be sent before.
+    pub fn goes_before_release_of(&self) -> Option<&LockValue> {
         match self {
-            Self::Acquire { value, .. } | Self::Repair { value, .. } => Some(value),
-            _ => None,
+            Self::Acquire { value, .. }
+            | Self::Repair { value, .. }
+            | Self::Renew { value, .. }
+            | Self::Check { value, .. } => Some(value),
+            Self::Release { .. } | Self::Inspect { .. } | Self::Tokens { .. } => None,
         }
     }
 }

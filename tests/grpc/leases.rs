@@ -9,6 +9,7 @@ use redlockd::proto::renew_response::Outcome as Renewed;
 use redlockd::proto::still_held::Fencing;
 use redlockd::proto::{AcquireRequest, NodeVoteState, ReleaseOutcome};
 
+use crate::support::gate::{Gate, Hold};
 use crate::support::*;
 
 const ALL: [usize; 5] = [0, 1, 2, 3, 4];
@@ -253,4 +254,29 @@ async fn get_says_which_node_did_not_answer() {
     cluster.nodes[2].stop();
     let status = client.get(proto::GetRequest { name: "orders/42".to_owned() }).await.unwrap_err();
     unavailable(&status, &[&cluster.nodes[1].address(), &cluster.nodes[2].address(), "timeout"]);
+}
+
+#[tokio::test]
+async fn a_release_does_not_overtake_a_renewal_of_its_lease_on_a_slow_node() {
+    let cluster = Cluster::start(3);
+    let slow = Gate::before(cluster.nodes[2].port).await;
+    let urls = [cluster.nodes[0].url(), cluster.nodes[1].url(), slow.url()];
+    let proxy = Proxy::start_unready(&urls, &cluster.fence.url(), &["--nodes-timeout", "60s"]).await;
+    proxy.ready().await;
+    until("every node to vote", || async { (proxy.nodes().await.voting == 3).then_some(()) }).await;
+    let mut client = proxy.client().await;
+    let held = granted(&mut client, AcquireRequest { ttl: seconds(240), ..want("orders/42") }).await;
+    on_every_node(&cluster, "orders/42").await;
+
+    // A call that is under way keeps what follows in the mailbox, so that it goes out together.
+    slow.set(Hold { replies: true, ..Hold::default() });
+    assert!(is_held(&mut client, &held.lock_id).await);
+    let outcome = renew(&mut client, &held.lock_id, seconds(240)).await;
+    assert!(matches!(outcome, Renewed::Renewed(_)), "{outcome:?}");
+    assert_eq!(release(&mut client, &held.lock_id).await, ReleaseOutcome::Released);
+    slow.open();
+
+    // In the other order the renewal finds the key missing there, and puts it back after the release.
+    proxy.idle().await;
+    cluster.no_key_left().await;
 }
