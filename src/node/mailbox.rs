@@ -220,11 +220,6 @@ impl Mailbox {
         self.waiting().reach.clone()
     }
 
-    /// Places that are taken: operations that wait or are under way, and releases that may still be needed.
-    pub fn places_taken(&self) -> usize {
-        self.places_taken.load(Ordering::Relaxed)
-    }
-
     /// Operations that wait.
     pub fn len(&self) -> usize {
         self.waiting().queue.len()
