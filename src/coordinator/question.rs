@@ -1,7 +1,8 @@
 //! What is asked about an existing lease or a name: release, renewal, check, get. One operation on every node; the answer
 //! wakes whoever asked, where the reply that decides arrives.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -14,7 +15,6 @@ use crate::engine::reply::{Reply, Stored};
 use crate::engine::round::{LeaseRound, Occupancy, Survey, Verdict};
 use crate::engine::validity::{self, Validity};
 use crate::metrics::{LossReason, RenewalOutcome};
-use crate::node::link::Link;
 use crate::node::mailbox::ReplyTo;
 use crate::node::{Key, NodeTime, Op};
 
@@ -141,15 +141,67 @@ impl<R: Round> ReplyTo for Question<R> {
     }
 }
 
+/// The renewals under way at this proxy, by lease: once it has been released, none of them may give a node its key back. A
+/// slow node can say "lost" to a renewal after the others made it succeed and its client has released the lease; and in a
+/// batch the release goes first. The key would then stay until its TTL has passed.
+#[derive(Default)]
+pub(super) struct Renewals(Mutex<BTreeMap<LockValue, UnderWay>>);
+
+struct UnderWay {
+    renewals: usize,
+    released: bool,
+}
+
+impl Renewals {
+    fn under_way(&self) -> MutexGuard<'_, BTreeMap<LockValue, UnderWay>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, value: &LockValue) {
+        self.under_way().entry(value.clone()).or_insert(UnderWay { renewals: 0, released: false }).renewals += 1;
+    }
+
+    fn end(&self, value: &LockValue) {
+        let mut under_way = self.under_way();
+        if let Some(lease) = under_way.get_mut(value) {
+            lease.renewals -= 1;
+            if lease.renewals == 0 {
+                under_way.remove(value);
+            }
+        }
+    }
+
+    /// To be called before the release is posted.
+    fn released(&self, value: &LockValue) {
+        if let Some(lease) = self.under_way().get_mut(value) {
+            lease.released = true;
+        }
+    }
+
+    /// Posts a repair unless the lease has been released. Under the lock, so that it can not end up behind the release.
+    fn unless_released(&self, value: &LockValue, post: impl FnOnce()) {
+        let under_way = self.under_way();
+        if under_way.get(value).is_some_and(|lease| !lease.released) {
+            post();
+        }
+    }
+}
+
 /// A renewal gives nodes that lost the key (a restart) their key back, once it has succeeded. They do not count for it.
 struct Renewal {
     question: Question<LeaseRound>,
     repair: Mutex<Repair>,
-    links: Vec<Arc<Link>>,
+    coordinator: Arc<Coordinator>,
     key: Key,
     id: LockId,
     ttl: Ttl,
     posted: Instant,
+}
+
+impl Drop for Renewal {
+    fn drop(&mut self) {
+        self.coordinator.renewals.end(&self.id.value);
+    }
 }
 
 struct Repair {
@@ -168,13 +220,14 @@ impl Renewal {
         missing.into_iter().for_each(|(node, ends_at)| self.post_repair(node, ends_at));
     }
 
-    fn repair(&self) -> std::sync::MutexGuard<'_, Repair> {
+    fn repair(&self) -> MutexGuard<'_, Repair> {
         self.repair.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn post_repair(&self, node: NodeIndex, ends_at: NodeTime) {
         let op = Op::Repair { key: self.key.clone(), value: self.id.value.clone(), ends_at };
-        self.links[node].post(op, Arc::new(Nobody), self.posted);
+        let link = &self.coordinator.links[node];
+        self.coordinator.renewals.unless_released(&self.id.value, || link.post(op, Arc::new(Nobody), self.posted));
     }
 }
 
@@ -217,6 +270,7 @@ impl Coordinator {
     pub async fn release(&self, id: &LockId) -> Result<Released, NoQuorum> {
         let question = Arc::new(self.question());
         let key = self.key(&id.name);
+        self.renewals.released(&id.value);
         self.ask(&question, self.env.now(), || Op::Release { key: key.clone(), value: id.value.clone() });
         self.ledger.forget(id);
         match question.answer().await {
@@ -232,13 +286,14 @@ impl Coordinator {
     }
 
     /// Lets the TTL of a lease count from now.
-    pub async fn renew(&self, id: &LockId, ttl: Ttl, received: Instant) -> Result<Lease, NoQuorum> {
+    pub async fn renew(self: &Arc<Self>, id: &LockId, ttl: Ttl, received: Instant) -> Result<Lease, NoQuorum> {
         let started = self.env.now();
         let key = self.key(&id.name);
+        self.renewals.begin(&id.value);
         let renewal = Arc::new(Renewal {
             question: self.question(),
             repair: Mutex::new(Repair { missing: Vec::new(), renewed: false }),
-            links: self.links.clone(),
+            coordinator: self.clone(),
             key: key.clone(),
             id: id.clone(),
             ttl,

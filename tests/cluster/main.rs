@@ -8,6 +8,7 @@
 mod support;
 
 mod late;
+mod renewal;
 mod retry;
 mod stopped;
 
@@ -59,8 +60,6 @@ fn through(gates: &[Gate]) -> Vec<String> {
 async fn proxy_behind(gates: &[Gate], fence: &str, flags: &[&str]) -> Proxy {
     let proxy = Proxy::start_unready(&through(gates), fence, flags).await;
     proxy.ready().await;
-    // Ready with a quorum; these tests want all.
-    until("every node to be up", || async { (proxy.nodes().await.voting as usize == gates.len()).then_some(()) }).await;
     warm_up(&proxy).await;
     proxy
 }
@@ -68,6 +67,12 @@ async fn proxy_behind(gates: &[Gate], fence: &str, flags: &[&str]) -> Proxy {
 /// Lets every node know our script: the first call to a server that does not has to be repeated with the text, and a gate
 /// would hold back the word that it does not.
 async fn warm_up(proxy: &Proxy) {
+    // Ready with a quorum; these tests want all.
+    until("every node to be up", || async {
+        let nodes = proxy.nodes().await;
+        (nodes.voting as usize == nodes.nodes.len() - 1).then_some(())
+    })
+    .await;
     let mut client = proxy.client().await;
     let grant = granted(&mut client, patient("warm-up")).await;
     until("every node to know the lock", || async {
