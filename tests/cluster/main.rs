@@ -7,11 +7,19 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod batch;
+mod cancel;
+mod delivery;
 mod late;
 mod renewal;
+mod restart;
 mod retry;
 mod stopped;
+mod tokens;
+mod validity;
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use redlockd::proto;
 use redlockd::proto::lock_service_client::LockServiceClient;
 use redlockd::proto::{ReleaseOutcome, acquire_response};
@@ -83,4 +91,11 @@ async fn warm_up(proxy: &Proxy) {
     .await;
     release_surely(&mut client, &grant.lock_id).await;
     proxy.idle().await;
+}
+
+/// Random numbers that come again with `SEED=..`.
+fn seeded() -> StdRng {
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random::<u64>);
+    println!("SEED={seed}");
+    StdRng::seed_from_u64(seed)
 }
