@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := target/venv
 ARGS ?=
 
-.PHONY: help run test test-compose lint doc install compare clean
+.PHONY: help run test test-compose lint doc install compare prove-tokens clean
 
 help:
 	@echo "make run           start five Redis servers, a designated one, and a proxy (ARGS='--nodes 3' ..)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-compose  bring docker-compose.yml up and take a lock through it"
 	@echo "make lint          rustfmt, clippy, rustdoc"
 	@echo "make install       build with the profile of a release and install redlockd"
+	@echo "make prove-tokens  50,000 grants over restarts of the counter and the proxies: no token repeats or falls"
 	@echo "make compare       measure against rslock on the same servers"
 
 run:
@@ -47,6 +48,10 @@ compare:
 	@tools/need redis-server=redis-server
 	$(CARGO) build --profile dist --locked --workspace
 	target/dist/redlockd-bench compare $(ARGS)
+
+prove-tokens:
+	@tools/need redis-server=redis-server
+	GRANTS=50000 $(CARGO) test --locked --release --test cluster tokens -- --nocapture
 
 clean:
 	$(CARGO) clean
