@@ -201,7 +201,10 @@ impl Mailbox {
             if !batch.is_empty() {
                 return batch;
             }
-            arrived.await;
+            // All that was taken may have been taken back, with more behind it.
+            if self.is_empty() {
+                arrived.await;
+            }
         }
     }
 
