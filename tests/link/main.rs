@@ -1,0 +1,570 @@
+//! One link and its mailbox on a paused clock, over a connection on which the test answers every call by hand: what is sent,
+//! what is told to whom, and what becomes of both when replies are late and connections break.
+#![allow(clippy::unwrap_used)]
+
+mod random;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use redlockd::engine::lease::{LockValue, Ttl};
+use redlockd::engine::reply::{Reply, Why, WhyKind};
+use redlockd::node::env::SystemEnv;
+use redlockd::node::link::{Identities, Link, Observer, STALL_GRACE, Timing};
+use redlockd::node::mailbox::{Mailbox, Reach, ReplyTo};
+use redlockd::node::script::MAX_BATCH;
+use redlockd::node::{Connection, Node, NodeTime, Op, Probe, Replies, ScriptBy, WireError};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, advance, sleep};
+
+const CALL: Duration = Duration::from_millis(100);
+
+fn timing() -> Timing {
+    Timing::new(CALL, Duration::from_secs(300))
+}
+
+/// A call that waits for the test to answer it.
+struct Call {
+    /// The number of its connection, from 1.
+    connection: usize,
+    ops: Vec<Op>,
+    by: ScriptBy,
+    answer: oneshot::Sender<Result<Replies, WireError>>,
+}
+
+impl Call {
+    fn answer(self, replies: Vec<Reply>) {
+        assert_eq!(replies.len(), self.ops.len());
+        self.end(Ok(Replies { time: NodeTime { micros: 42 }, replies }));
+    }
+
+    fn all_yes(self) {
+        let replies = vec![Reply::Yes; self.ops.len()];
+        self.answer(replies);
+    }
+
+    fn end(self, outcome: Result<Replies, WireError>) {
+        // Nobody may be left to read it.
+        let _ = self.answer.send(outcome);
+    }
+}
+
+/// A server in the test's hands.
+#[derive(Clone)]
+struct Server(Arc<ServerState>);
+
+struct ServerState {
+    calls: mpsc::UnboundedSender<Call>,
+    /// What the next connections find; the last one stays.
+    probes: Mutex<VecDeque<Probe>>,
+    /// Connections are neither made nor refused.
+    hangs: AtomicBool,
+    connects: AtomicUsize,
+    open: AtomicUsize,
+    closers: Mutex<Vec<oneshot::Sender<Arc<str>>>>,
+}
+
+impl Server {
+    fn break_connection(&self) {
+        self.0.closers.lock().unwrap().drain(..).for_each(|closer| drop(closer.send("broken".into())));
+    }
+
+    fn find(&self, probes: impl IntoIterator<Item = Probe>) {
+        *self.0.probes.lock().unwrap() = probes.into_iter().collect();
+    }
+
+    fn connects(&self) -> usize {
+        self.0.connects.load(Ordering::Relaxed)
+    }
+
+    fn open(&self) -> usize {
+        self.0.open.load(Ordering::Relaxed)
+    }
+}
+
+fn probe(run_id: &str) -> Probe {
+    Probe {
+        run_id: run_id.into(),
+        version: "memory".into(),
+        uptime: Duration::ZERO,
+        role: "master".into(),
+        cluster: false,
+        loading: false,
+    }
+}
+
+struct Wire {
+    number: usize,
+    server: Server,
+    closed: Mutex<Option<oneshot::Receiver<Arc<str>>>>,
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.server.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Node for Server {
+    fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, WireError>> {
+        let number = self.0.connects.fetch_add(1, Ordering::Relaxed) + 1;
+        Box::pin(async move {
+            if self.0.hangs.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+            let (closer, closed) = oneshot::channel();
+            self.0.closers.lock().unwrap().push(closer);
+            self.0.open.fetch_add(1, Ordering::Relaxed);
+            Ok(Box::new(Wire { number, server: self.clone(), closed: Mutex::new(Some(closed)) }) as Box<dyn Connection>)
+        })
+    }
+}
+
+impl Connection for Wire {
+    fn probe(&self) -> BoxFuture<'_, Result<Probe, WireError>> {
+        let mut probes = self.server.0.probes.lock().unwrap();
+        let probe = if probes.len() > 1 { probes.pop_front() } else { probes.front().cloned() };
+        Box::pin(async move { Ok(probe.unwrap()) })
+    }
+
+    fn call<'a>(&'a self, batch: &'a [Op], by: ScriptBy) -> BoxFuture<'a, Result<Replies, WireError>> {
+        let (answer, answered) = oneshot::channel();
+        self.server.0.calls.send(Call { connection: self.number, ops: batch.to_vec(), by, answer }).unwrap();
+        Box::pin(async move {
+            match answered.await {
+                Ok(outcome) => outcome,
+                Err(_) => std::future::pending().await,
+            }
+        })
+    }
+
+    fn closed(&self) -> BoxFuture<'static, Arc<str>> {
+        let closed = self.closed.lock().unwrap().take().unwrap();
+        Box::pin(async move {
+            match closed.await {
+                Ok(why) => why,
+                Err(_) => std::future::pending().await,
+            }
+        })
+    }
+}
+
+struct Silent;
+impl Observer for Silent {}
+
+/// Whoever asked for an operation.
+#[derive(Default)]
+struct Caller {
+    replies: Mutex<Vec<Reply>>,
+    withdrawn: AtomicBool,
+}
+
+impl Caller {
+    fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    fn replies(&self) -> Vec<Reply> {
+        self.replies.lock().unwrap().clone()
+    }
+
+    /// The kind of the only reply so far, and whether the operation may have landed.
+    fn only_unknown(&self) -> (WhyKind, bool) {
+        match &self.replies()[..] {
+            [Reply::Unknown(Why { kind, may_have_landed })] => (kind.clone(), *may_have_landed),
+            other => panic!("{other:?} in place of one unknown"),
+        }
+    }
+}
+
+impl ReplyTo for Caller {
+    fn on_sending(&self, _: usize) -> bool {
+        !self.withdrawn.load(Ordering::Relaxed)
+    }
+
+    fn on_reply(&self, _: usize, reply: Reply, _: Option<NodeTime>) {
+        self.replies.lock().unwrap().push(reply);
+    }
+}
+
+fn value(number: u128) -> LockValue {
+    LockValue::new(number, None, None)
+}
+
+fn set(number: u128) -> Op {
+    let ttl = Ttl::from_millis(10_000, Ttl::LONGEST).unwrap();
+    Op::Acquire { key: format!("lock:{number}").into(), value: value(number), ttl }
+}
+
+fn release(number: u128) -> Op {
+    Op::Release { key: format!("lock:{number}").into(), value: value(number) }
+}
+
+/// Lets every task do what it can do now, without moving the clock.
+async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+struct Scene {
+    link: Arc<Link>,
+    server: Server,
+    calls: mpsc::UnboundedReceiver<Call>,
+    identities: Arc<Identities>,
+}
+
+impl Scene {
+    /// A link that has not connected yet.
+    fn new() -> Self {
+        Self::at(0, Arc::default())
+    }
+
+    fn at(index: usize, identities: Arc<Identities>) -> Self {
+        let (sender, calls) = mpsc::unbounded_channel();
+        let server = Server(Arc::new(ServerState {
+            calls: sender,
+            probes: Mutex::new([probe("first")].into()),
+            hangs: AtomicBool::default(),
+            connects: AtomicUsize::default(),
+            open: AtomicUsize::default(),
+            closers: Mutex::default(),
+        }));
+        let (node, env) = (Box::new(server.clone()), Arc::new(SystemEnv));
+        let address = format!("n{index}").into();
+        let link = Link::new(index, address, node, timing(), env, Box::new(Silent), identities.clone());
+        Self { link: Arc::new(link), server, calls, identities }
+    }
+
+    fn run(&self) {
+        let link = self.link.clone();
+        tokio::spawn(async move { link.run().await });
+    }
+
+    async fn up() -> Self {
+        let scene = Self::new();
+        scene.run();
+        settle().await;
+        assert!(scene.link.is_up());
+        scene
+    }
+
+    fn post(&self, op: Op) -> Arc<Caller> {
+        let caller = Caller::new();
+        self.link.post(op, caller.clone(), Instant::now());
+        caller
+    }
+
+    /// The next call, which may need the clock to go on.
+    async fn call(&mut self) -> Call {
+        tokio::time::timeout(Duration::from_secs(3_600), self.calls.recv()).await.expect("a call within an hour").unwrap()
+    }
+
+    /// Nothing is sent now.
+    async fn no_call(&mut self) {
+        settle().await;
+        assert!(self.calls.try_recv().is_err(), "nothing was to be sent");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_reply_is_delivered_after_the_time_out_that_stood_for_it() {
+    let mut scene = Scene::up().await;
+    let caller = scene.post(set(1));
+    let call = scene.call().await;
+    let sent = Instant::now();
+    sleep(CALL - Duration::from_millis(2)).await;
+    assert_eq!(caller.replies(), []);
+    sleep(Duration::from_millis(4)).await;
+    assert_eq!(caller.only_unknown(), (WhyKind::Timeout(CALL), true));
+    assert_eq!(scene.link.status().reach, Reach::Silent);
+
+    call.all_yes();
+    settle().await;
+    assert_eq!(caller.replies().len(), 2);
+    assert_eq!(caller.replies()[1], Reply::Yes);
+    assert_eq!(scene.link.status().reach, Reach::Up);
+    assert_eq!(scene.link.status().round_trip, Some(sent.elapsed()));
+    assert!(scene.link.is_idle());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_node_is_sent_nothing_and_its_releases_wait() {
+    let mut scene = Scene::up().await;
+    scene.post(set(1));
+    let call = scene.call().await;
+    let queued = scene.post(set(2));
+    let waiting = scene.post(release(1));
+    sleep(CALL + Duration::from_millis(1)).await;
+    assert_eq!(queued.only_unknown(), (WhyKind::Silent, false), "what waited behind the overdue call");
+    let later = scene.post(set(3));
+    assert_eq!(later.only_unknown(), (WhyKind::Silent, false), "at once");
+    let also_waiting = scene.post(release(9));
+    scene.no_call().await;
+
+    // Its release goes after the SET on the connection that carried that.
+    let connection = call.connection;
+    call.all_yes();
+    let call = scene.call().await;
+    assert_eq!((call.connection, &call.ops[..]), (connection, &[release(1), release(9)][..]));
+    call.answer(vec![Reply::Yes, Reply::Absent]);
+    settle().await;
+    assert_eq!(waiting.replies().last(), Some(&Reply::Yes));
+    assert_eq!(also_waiting.replies().last(), Some(&Reply::Absent));
+    assert_eq!(scene.server.connects(), 1);
+    assert!(scene.link.is_idle());
+}
+
+/// The clock jumps: this process was stopped, and finds its timers due before it has read what had arrived.
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_was_there_when_the_proxy_woke_up_counts() {
+    for unread_for in [0, 5, 9] {
+        let mut scene = Scene::up().await;
+        let caller = scene.post(set(1));
+        let call = scene.call().await;
+        advance(CALL + Duration::from_secs(20)).await;
+        settle().await;
+        sleep(Duration::from_millis(unread_for)).await;
+        call.all_yes();
+        settle().await;
+        assert_eq!(caller.replies(), [Reply::Yes], "read {unread_for} ms after waking up");
+        assert_eq!(scene.link.status().reach, Reach::Up);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_grace_after_a_stall_ends() {
+    let mut scene = Scene::up().await;
+    let caller = scene.post(set(1));
+    let _call = scene.call().await;
+    advance(CALL + STALL_GRACE + Duration::from_millis(5)).await;
+    settle().await;
+    assert_eq!(caller.replies(), []);
+    sleep(STALL_GRACE + Duration::from_millis(1)).await;
+    assert_eq!(caller.only_unknown(), (WhyKind::Timeout(CALL), true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_stays_silent_is_replaced_and_keeps_only_its_releases() {
+    let mut scene = Scene::up().await;
+    let lost = scene.post(set(1));
+    let lost_release = scene.post(release(8));
+    let call = scene.call().await;
+    assert_eq!(call.ops, [release(8), set(1)], "releases first");
+    let queued_release = scene.post(release(1));
+    let queued = scene.post(set(2));
+    // The first connection is silent for `replace`; then there is another one, with the releases and nothing else.
+    let second = scene.call().await;
+    assert!(call.answer.is_closed());
+    assert_eq!(second.connection, 2);
+    assert_eq!(second.ops, [release(8), release(1)], "in their order: the ones under way first");
+    assert_eq!(scene.server.open(), 1, "the old connection is closed");
+    let kinds: Vec<bool> =
+        lost.replies().iter().map(|reply| matches!(reply, Reply::Unknown(why) if why.may_have_landed)).collect();
+    assert_eq!(kinds, [true, true], "a time-out, then the loss: {:?}", lost.replies());
+    assert_eq!(queued.only_unknown(), (WhyKind::Silent, false));
+    second.answer(vec![Reply::Absent, Reply::Yes]);
+    settle().await;
+    assert_eq!(lost_release.replies().last(), Some(&Reply::Absent));
+    assert_eq!(queued_release.replies().last(), Some(&Reply::Yes));
+    assert_eq!(scene.link.status().restarts, 0);
+    assert!(scene.link.is_idle());
+    scene.no_call().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_breaks_takes_its_sets_along() {
+    let mut scene = Scene::up().await;
+    let lost = scene.post(set(1));
+    let call = scene.call().await;
+    let queued = scene.post(set(2));
+    let waiting = scene.post(release(1));
+    // Another process answers at that address the next time.
+    scene.server.find([probe("second")]);
+    scene.server.break_connection();
+    let next = scene.call().await;
+    assert_eq!((next.connection, &next.ops[..]), (2, &[release(1)][..]));
+    assert!(matches!(lost.only_unknown(), (WhyKind::ConnectionLost(_), true)));
+    assert!(matches!(queued.only_unknown(), (WhyKind::Down(_), false)));
+    assert_eq!(scene.link.status().restarts, 1);
+    next.all_yes();
+    settle().await;
+    assert_eq!(waiting.replies().last(), Some(&Reply::Yes));
+    drop(call);
+    scene.no_call().await;
+    assert!(scene.link.is_idle());
+}
+
+/// Again and again: releases under way are sent again until one gets its answer.
+#[tokio::test(start_paused = true)]
+async fn releases_are_sent_until_they_are_answered() {
+    let mut scene = Scene::up().await;
+    let callers: Vec<_> = (0..3).map(|number| scene.post(release(number))).collect();
+    for connection in 1..=5 {
+        let call = scene.call().await;
+        assert_eq!((call.connection, &call.ops[..]), (connection, &[release(0), release(1), release(2)][..]));
+        scene.server.break_connection();
+    }
+    scene.call().await.all_yes();
+    settle().await;
+    assert!(callers.iter().all(|caller| caller.replies().last() == Some(&Reply::Yes)));
+    assert!(scene.link.is_idle());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_know_the_script_gets_its_text_once() {
+    let mut scene = Scene::up().await;
+    let caller = scene.post(set(1));
+    let call = scene.call().await;
+    assert_eq!(call.by, ScriptBy::Hash);
+    call.end(Err(WireError::NoScript));
+    let call = scene.call().await;
+    assert_eq!((call.by, &call.ops[..]), (ScriptBy::Text, &[set(1)][..]));
+    assert_eq!(caller.replies(), [], "nothing was run, and nobody is told");
+    call.all_yes();
+    settle().await;
+    assert_eq!(caller.replies(), [Reply::Yes]);
+    scene.post(set(2));
+    assert_eq!(scene.call().await.by, ScriptBy::Hash);
+}
+
+/// The text's call is under the same time-out, and its late reply is read like any other.
+#[tokio::test(start_paused = true)]
+async fn sending_the_text_does_not_begin_a_new_time_out() {
+    let mut scene = Scene::up().await;
+    let caller = scene.post(set(1));
+    let call = scene.call().await;
+    sleep(CALL / 2).await;
+    call.end(Err(WireError::NoScript));
+    let call = scene.call().await;
+    sleep(CALL / 2 + Duration::from_millis(1)).await;
+    assert_eq!(caller.only_unknown(), (WhyKind::Timeout(CALL), true));
+    call.all_yes();
+    settle().await;
+    assert_eq!(caller.replies().last(), Some(&Reply::Yes));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_the_whole_call_may_have_landed_and_leaves_the_connection() {
+    let mut scene = Scene::up().await;
+    let (first, second) = (scene.post(set(1)), scene.post(set(2)));
+    scene.call().await.end(Err(WireError::Server("BUSY".into())));
+    settle().await;
+    for caller in [first, second] {
+        assert_eq!(caller.only_unknown(), (WhyKind::ServerError("BUSY".into()), true));
+    }
+    assert!(scene.link.is_up());
+    scene.post(set(3));
+    assert_eq!(scene.call().await.connection, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_not_fit_is_sent_nothing_until_it_is() {
+    let mut scene = Scene::new();
+    let before = scene.post(set(1));
+    assert!(matches!(before.only_unknown(), (WhyKind::Down(_), false)), "not connected yet");
+    let waiting = scene.post(release(1));
+    let replica = Probe { role: "slave".into(), ..probe("first") };
+    let loading = Probe { loading: true, ..probe("first") };
+    scene.server.find([replica.clone(), replica, loading, probe("first")]);
+    scene.run();
+    settle().await;
+    assert!(matches!(scene.link.status().reach, Reach::Unfit(_)));
+    let refused = scene.post(set(2));
+    assert!(matches!(refused.only_unknown(), (WhyKind::Unfit(_), false)));
+    scene.no_call().await;
+    let call = scene.call().await;
+    assert_eq!((call.connection, &call.ops[..]), (4, &[release(1)][..]));
+    assert_eq!(scene.server.open(), 1, "the unfit ones' connections are closed");
+    call.all_yes();
+    settle().await;
+    assert_eq!(waiting.replies().last(), Some(&Reply::Yes));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_server_under_two_names_votes_once() {
+    let first = Scene::up().await;
+    let second = Scene::at(1, first.identities.clone());
+    second.run();
+    settle().await;
+    let Reach::Unfit(why) = second.link.status().reach else { panic!("{:?}", second.link.status()) };
+    assert!(why.contains("n0"), "{why}");
+    // Once the first one turns out to be somebody else, the second may vote.
+    first.server.find([probe("other")]);
+    first.server.break_connection();
+    sleep(Duration::from_secs(5)).await;
+    assert!(first.link.is_up() && second.link.is_up());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_hangs_is_tried_again_with_pauses() {
+    let scene = Scene::new();
+    scene.server.0.hangs.store(true, Ordering::Relaxed);
+    scene.run();
+    sleep(Duration::from_secs(60)).await;
+    assert!(matches!(scene.link.status().reach, Reach::Down(_)));
+    // A second for each try, and 0.4 to 0.8 s between them once they have grown.
+    let tries = scene.server.connects();
+    assert!((30..=50).contains(&tries), "{tries} tries in a minute");
+    scene.server.0.hangs.store(false, Ordering::Relaxed);
+    sleep(Duration::from_secs(3)).await;
+    assert!(scene.link.is_up());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_taken_back_in_the_mailbox_is_never_sent() {
+    let mut scene = Scene::up().await;
+    scene.post(set(1));
+    let call = scene.call().await;
+    let (kept, dropped) = (scene.post(set(2)), scene.post(set(3)));
+    dropped.withdrawn.store(true, Ordering::Relaxed);
+    call.all_yes();
+    let call = scene.call().await;
+    assert_eq!(call.ops, [set(2)]);
+    call.all_yes();
+    settle().await;
+    assert_eq!((kept.replies(), dropped.replies()), (vec![Reply::Yes], vec![]));
+    assert!(scene.link.is_idle());
+}
+
+/// More than a batch of operations in a row that were all taken back must not hide what waits behind them.
+#[tokio::test(start_paused = true)]
+async fn what_waits_behind_many_that_were_taken_back_is_sent() {
+    for batches in 1..=4 {
+        let mut scene = Scene::up().await;
+        scene.post(set(1));
+        let call = scene.call().await;
+        for number in 0..batches * MAX_BATCH as u128 {
+            scene.post(set(100 + number)).withdrawn.store(true, Ordering::Relaxed);
+        }
+        let behind = scene.post(release(1));
+        call.all_yes();
+        settle().await;
+        let next = scene.calls.try_recv().unwrap_or_else(|_| panic!("nothing is sent after {batches} batches taken back"));
+        assert_eq!(next.ops, [release(1)]);
+        next.all_yes();
+        settle().await;
+        assert_eq!(behind.replies(), [Reply::Yes]);
+    }
+}
+
+#[test]
+fn a_mailbox_s_places_all_come_back() {
+    let mailbox = Mailbox::new(0, 8, Duration::from_secs(300));
+    let now = Instant::now();
+    mailbox.set_reach(Reach::Up, now);
+    let caller = Caller::new();
+    let places: Vec<_> = (0..10).map(|number| mailbox.post_acquire(set(number), caller.clone(), now)).collect();
+    assert_eq!(places.iter().flatten().count(), 4, "two places each");
+    let full = Reply::Unknown(Why { kind: WhyKind::MailboxFull, may_have_landed: false });
+    assert_eq!(caller.replies(), vec![full; 6]);
+    for (number, place) in places.into_iter().enumerate().filter_map(|(number, place)| Some((number, place?))) {
+        mailbox.post_in(place, release(number as u128), caller.clone(), now);
+    }
+    assert_eq!(mailbox.len(), 8);
+    mailbox.set_reach(Reach::Down("gone".into()), now + Duration::from_secs(301));
+    assert_eq!(mailbox.places_taken(), 0);
+}
