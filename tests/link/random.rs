@@ -12,9 +12,12 @@ use super::*;
 
 /// An attempt on this node: its SET, and the place of the release that it may need.
 struct Attempt {
+    value: LockValue,
     caller: Arc<Tracker>,
     place: Option<Place>,
     given_up: bool,
+    /// The connection that there was when it was queued: it goes there or nowhere.
+    connection: usize,
 }
 
 /// Counts as `coordinator::attempt` does: a SET that was not sent is dropped when the attempt is given up.
@@ -54,7 +57,7 @@ struct World {
     sets_sent: BTreeSet<LockValue>,
     releases_run: BTreeSet<LockValue>,
     pending: Option<Call>,
-    ever: [usize; 6],
+    ever: [usize; 7],
 }
 
 impl World {
@@ -81,6 +84,8 @@ impl World {
             for op in &call.ops {
                 if let (Op::Acquire { value, .. }, ScriptBy::Hash) = (op, call.by) {
                     assert!(self.sets_sent.insert(value.clone()), "a SET was sent twice");
+                    let attempt = self.attempts.values().find(|attempt| attempt.value == *value).unwrap();
+                    assert_eq!(call.connection, attempt.connection, "a SET outlived the connection that it was queued for");
                 }
             }
             assert!(self.pending.as_ref().is_none_or(|old| old.answer.is_closed()), "two calls at a time");
@@ -100,7 +105,17 @@ impl World {
     }
 }
 
-async fn schedule(seed: u64) -> [usize; 6] {
+impl World {
+    /// As the client of a lease does that was granted by others, while this node may not even have been sent its SET.
+    fn release(&mut self, scene: &Scene, number: u128) {
+        let attempt = self.attempts.get_mut(&number).unwrap();
+        attempt.given_up = true;
+        attempt.place = None;
+        scene.link.post(release(number), Caller::new(), Instant::now());
+    }
+}
+
+async fn schedule(seed: u64) -> [usize; 7] {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut scene = Scene::up().await;
     let mut world = World::default();
@@ -109,13 +124,22 @@ async fn schedule(seed: u64) -> [usize; 6] {
             0..=3 => {
                 let caller = Arc::new(Tracker::default());
                 let place = scene.link.post_acquire(set(number), caller.clone(), Instant::now());
-                world.attempts.insert(number, Attempt { caller, place, given_up: false });
+                world.attempts.insert(
+                    number,
+                    Attempt { value: value(number), caller, place, given_up: false, connection: scene.server.connects() },
+                );
             }
             4..=5 => {
                 let open: Vec<u128> = world.attempts.iter().filter(|(_, a)| !a.given_up).map(|(number, _)| *number).collect();
                 if !open.is_empty() {
-                    world.give_up(&scene, open[rng.random_range(0..open.len())]);
-                    world.ever[0] += 1;
+                    let number = open[rng.random_range(0..open.len())];
+                    if rng.random() {
+                        world.give_up(&scene, number);
+                        world.ever[0] += 1;
+                    } else {
+                        world.release(&scene, number);
+                        world.ever[1] += 1;
+                    }
                 }
             }
             6..=7 => {
@@ -126,10 +150,10 @@ async fn schedule(seed: u64) -> [usize; 6] {
                             world.run(&call.ops);
                         }
                     } else if rng.random_ratio(1, 6) {
-                        world.ever[1] += 1;
+                        world.ever[2] += 1;
                         call.end(Err(WireError::NoScript));
                     } else {
-                        world.ever[2] += 1;
+                        world.ever[3] += 1;
                         let replies = world.run(&call.ops);
                         call.answer(replies);
                     }
@@ -143,7 +167,7 @@ async fn schedule(seed: u64) -> [usize; 6] {
                     world.run(&call.ops);
                 }
                 scene.server.break_connection();
-                world.ever[3] += 1;
+                world.ever[4] += 1;
             }
             _ => {
                 let pause = [1, 60, 150, 1_200][rng.random_range(0..4)];
@@ -152,14 +176,14 @@ async fn schedule(seed: u64) -> [usize; 6] {
                 } else {
                     advance(Duration::from_millis(pause)).await;
                 }
-                world.ever[4] += 1;
+                world.ever[5] += 1;
             }
         }
         settle().await;
         // A call on a connection that has been replaced: decide its fate before the next one's.
         if world.pending.as_ref().is_some_and(|call| call.answer.is_closed()) {
             let call = world.pending.take().unwrap();
-            world.ever[5] += 1;
+            world.ever[6] += 1;
             if rng.random() {
                 world.run(&call.ops);
             }
@@ -201,15 +225,15 @@ async fn nothing_stays_and_nothing_is_sent_twice() {
         Ok(seed) => vec![seed.parse().unwrap()],
         Err(_) => (0..400).collect(),
     };
-    let mut total = [0; 6];
+    let mut total = [0; 7];
     for seed in &seeds {
         println!("SEED={seed}");
         let ever = schedule(*seed).await;
         total.iter_mut().zip(ever).for_each(|(sum, count)| *sum += count);
     }
-    let [given_up, no_script, answered, broken, pauses, replaced] = total;
+    let [given_up, released, no_script, answered, broken, pauses, replaced] = total;
     println!(
-        "given up {given_up}, NOSCRIPT {no_script}, answered {answered}, broken {broken}, pauses {pauses}, replaced {replaced}"
+        "given up {given_up}, released {released}, NOSCRIPT {no_script}, answered {answered}, broken {broken}, pauses {pauses}, replaced {replaced}"
     );
     assert!(seeds.len() == 1 || total.iter().all(|count| *count > 20), "{total:?}");
 }
