@@ -160,7 +160,7 @@ async fn tokens_rise_over_restarts_of_their_counter_and_of_proxies() {
         .collect();
 
     // Spread over the whole run: each follows when there has been some progress since the last one.
-    let events = 24;
+    let events = (wanted / 500).clamp(16, 100);
     let (mut counter_restarts, mut proxy_restarts) = (0, 0);
     for event in 1..events {
         until("progress", || async {
