@@ -23,6 +23,9 @@ const MAILBOX_PLACES: usize = 32_768;
 /// takes a node for silent.
 pub const STALL_GRACE: Duration = Duration::from_millis(10);
 
+/// Between tries of a server that refuses whole calls.
+const RETRY_REFUSED: Duration = Duration::from_millis(100);
+
 /// Between tries to connect: a node that comes back is used within a second.
 const RECONNECT: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(800));
 
@@ -294,14 +297,56 @@ impl Link {
             Err(WireError::Closed(why)) => {
                 let kind = WhyKind::ConnectionLost(why.clone());
                 self.answer_unknown(&batch, &kind, true);
-                self.mailbox.put_back(batch.into_iter().filter(|entry| entry.op.is_release()).collect());
+                self.put_back_releases(batch);
                 Err(why)
             }
             Err(error) => {
                 // The script may have stopped half way, with what it had written in place.
                 self.note_round_trip(ops.len(), self.env.now() - sent_at);
-                self.answer_unknown(&batch, &WhyKind::ServerError(error.to_string().into()), true);
-                Ok(())
+                let what: Arc<str> = error.to_string().into();
+                self.answer_unknown(&batch, &WhyKind::ServerError(what.clone()), true);
+                self.put_back_releases(batch);
+                self.set_reach(Reach::Unfit(what));
+                self.await_recovery(connection, closed).await
+            }
+        }
+    }
+
+    /// What frees keys is sent again: a release can be repeated.
+    fn put_back_releases(&self, batch: Vec<Entry>) {
+        self.mailbox.put_back(batch.into_iter().filter(|entry| entry.op.is_release()).collect());
+    }
+
+    /// After a server refused a whole call (busy with somebody's script, no permission): tries the script without any
+    /// operation until it runs again.
+    async fn await_recovery(
+        &self,
+        connection: &dyn Connection,
+        closed: &mut BoxFuture<'static, Arc<str>>,
+    ) -> Result<(), Arc<str>> {
+        loop {
+            let trial = async {
+                self.env.sleep_until(self.env.now() + RETRY_REFUSED).await;
+                match connection.call(&[], ScriptBy::Hash).await {
+                    Err(WireError::NoScript) => connection.call(&[], ScriptBy::Text).await,
+                    outcome => outcome,
+                }
+            };
+            let outcome = tokio::select! {
+                biased;
+                outcome = trial => outcome,
+                why = &mut *closed => return Err(why),
+                () = self.env.sleep_until(self.env.now() + RETRY_REFUSED + self.timing.replace) => {
+                    return Err("a call was unanswered".into());
+                }
+            };
+            match outcome {
+                Ok(_) => {
+                    self.set_reach(Reach::Up);
+                    return Ok(());
+                }
+                Err(WireError::Closed(why)) => return Err(why),
+                Err(error) => self.set_reach(Reach::Unfit(error.to_string().into())),
             }
         }
     }

@@ -448,17 +448,31 @@ async fn sending_the_text_does_not_begin_a_new_time_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_the_whole_call_may_have_landed_and_leaves_the_connection() {
+async fn an_error_of_the_whole_call_may_have_landed_and_leaves_the_connection_and_its_releases() {
     let mut scene = Scene::up().await;
     let (first, second) = (scene.post(set(1)), scene.post(set(2)));
-    scene.call().await.end(Err(WireError::Server("BUSY".into())));
+    scene.post(release(9));
+    let refused = || Err(WireError::Server("BUSY".into()));
+    scene.call().await.end(refused());
     settle().await;
     for caller in [first, second] {
         assert_eq!(caller.only_unknown(), (WhyKind::ServerError("BUSY".into()), true));
     }
+    // Nothing but trials is sent until the script runs again; who asks is told why.
+    for _ in 0..3 {
+        let meanwhile = scene.post(set(3));
+        assert_eq!(meanwhile.only_unknown(), (WhyKind::Unfit("BUSY".into()), false));
+        let trial = scene.call().await;
+        assert_eq!(trial.ops, []);
+        trial.end(refused());
+        settle().await;
+    }
+    scene.call().await.all_yes();
+    let call = scene.call().await;
+    assert_eq!((call.connection, &call.ops[..]), (1, &[release(9)][..]), "the release is sent again");
+    call.all_yes();
+    settle().await;
     assert!(scene.link.is_up());
-    scene.post(set(3));
-    assert_eq!(scene.call().await.connection, 1);
 }
 
 #[tokio::test(start_paused = true)]
