@@ -196,7 +196,7 @@ impl Coordinator {
         self.ledger.forget_expired(self.env.now());
     }
 
-    /// From now on nothing is granted; who waits for a lock is told so.
+    /// From now on no attempt begins; who waits for a lock is told so.
     pub fn drain(&self) {
         self.draining.cancel();
         self.tasks.close();

@@ -48,7 +48,7 @@ pub fn acquire_failure(failure: AcquireFailure) -> Failure {
         AcquireFailure::NoQuorum(no_quorum) => no_quorum.into(),
         AcquireFailure::NoToken(word) => unavailable(
             "NO_FENCING_TOKEN",
-            "no fencing token: the counter did not answer, and the lock was released again. Ask for TOKEN_REQUIREMENT_BEST_EFFORT \
+            "no fencing token: the counter did not answer, and what was taken is being released. Ask for TOKEN_REQUIREMENT_BEST_EFFORT \
              if a lock without a token is of use"
                 .to_owned(),
             vec![word],
@@ -56,7 +56,7 @@ pub fn acquire_failure(failure: AcquireFailure) -> Failure {
         AcquireFailure::TooLate { elapsed, ttl } => unavailable(
             "TOO_LATE",
             format!(
-                "too late: after {} ms the TTL of {} ms left less than the validity asked for, and the lock was released again. \
+                "too late: after {} ms the TTL of {} ms left less than the validity asked for, and what was taken is being released. \
                  Ask for a longer TTL",
                 elapsed.as_millis(),
                 ttl.as_millis()
@@ -74,7 +74,9 @@ pub fn acquire_failure(failure: AcquireFailure) -> Failure {
 
 /// The client's own deadline passed.
 pub fn deadline_exceeded() -> Failure {
-    let status = Status::deadline_exceeded("the call's deadline passed; no lock is left behind");
+    let status = Status::deadline_exceeded(
+        "the call's deadline passed; an Acquire leaves no lock behind, anything else can be repeated",
+    );
     Failure { outcome: Outcome::DeadlineExceeded, status }
 }
 

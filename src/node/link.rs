@@ -303,11 +303,8 @@ impl Link {
             Err(error) => {
                 // The script may have stopped half way, with what it had written in place.
                 self.note_round_trip(ops.len(), self.env.now() - sent_at);
-                let what: Arc<str> = error.to_string().into();
-                self.answer_unknown(&batch, &WhyKind::ServerError(what.clone()), true);
-                self.put_back_releases(batch);
-                self.set_reach(Reach::Unfit(what));
-                self.await_recovery(connection, closed).await
+                self.answer_unknown(&batch, &WhyKind::ServerError(error.to_string().into()), true);
+                self.after_refusal(connection, closed, batch).await
             }
         }
     }
@@ -317,36 +314,88 @@ impl Link {
         self.mailbox.put_back(batch.into_iter().filter(|entry| entry.op.is_release()).collect());
     }
 
-    /// After a server refused a whole call (busy with somebody's script, no permission): tries the script without any
-    /// operation until it runs again.
+    /// After a server refused a whole call. If it refuses the script without any operation too (busy with somebody's script,
+    /// no permission), the releases wait until it runs again. If not, something in the batch was to blame (a key that the
+    /// user may not touch), and must not stand in the way of the rest.
+    async fn after_refusal(
+        &self,
+        connection: &dyn Connection,
+        closed: &mut BoxFuture<'static, Arc<str>>,
+        batch: Vec<Entry>,
+    ) -> Result<(), Arc<str>> {
+        match self.bounded_call(connection, closed, &[]).await {
+            Ok(_) => self.release_one_by_one(connection, closed, batch).await,
+            Err(error) => {
+                self.put_back_releases(batch);
+                match error {
+                    WireError::Closed(why) => Err(why),
+                    refused => self.await_recovery(connection, closed, refused).await,
+                }
+            }
+        }
+    }
+
+    /// Each release in a call of its own; one that is refused alone can not be done, and its key ends with its TTL.
+    async fn release_one_by_one(
+        &self,
+        connection: &dyn Connection,
+        closed: &mut BoxFuture<'static, Arc<str>>,
+        batch: Vec<Entry>,
+    ) -> Result<(), Arc<str>> {
+        let mut releases = batch.into_iter().filter(|entry| entry.op.is_release());
+        while let Some(release) = releases.next() {
+            match self.bounded_call(connection, closed, std::slice::from_ref(&release.op)).await {
+                Ok(replies) => self.deliver(&[release], replies),
+                Err(WireError::Closed(why)) => {
+                    self.put_back_releases(std::iter::once(release).chain(releases).collect());
+                    return Err(why);
+                }
+                Err(refused) => self.observer.on_error(WhyKind::ServerError(refused.to_string().into()).label()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries the script without any operation until the server runs it again.
     async fn await_recovery(
         &self,
         connection: &dyn Connection,
         closed: &mut BoxFuture<'static, Arc<str>>,
+        mut refused: WireError,
     ) -> Result<(), Arc<str>> {
         loop {
-            let trial = async {
-                self.env.sleep_until(self.env.now() + RETRY_REFUSED).await;
-                match connection.call(&[], ScriptBy::Hash).await {
-                    Err(WireError::NoScript) => connection.call(&[], ScriptBy::Text).await,
-                    outcome => outcome,
-                }
-            };
-            let outcome = tokio::select! {
-                biased;
-                outcome = trial => outcome,
-                why = &mut *closed => return Err(why),
-                () = self.env.sleep_until(self.env.now() + RETRY_REFUSED + self.timing.replace) => {
-                    return Err("a call was unanswered".into());
-                }
-            };
-            match outcome {
+            self.set_reach(Reach::Unfit(refused.to_string().into()));
+            self.env.sleep_until(self.env.now() + RETRY_REFUSED).await;
+            match self.bounded_call(connection, closed, &[]).await {
                 Ok(_) => {
                     self.set_reach(Reach::Up);
                     return Ok(());
                 }
                 Err(WireError::Closed(why)) => return Err(why),
-                Err(error) => self.set_reach(Reach::Unfit(error.to_string().into())),
+                Err(error) => refused = error,
+            }
+        }
+    }
+
+    /// A call outside of the usual course: unanswered for as long as a connection may be, it ends the connection.
+    async fn bounded_call(
+        &self,
+        connection: &dyn Connection,
+        closed: &mut BoxFuture<'static, Arc<str>>,
+        ops: &[Op],
+    ) -> Result<Replies, WireError> {
+        let call = async {
+            match connection.call(ops, ScriptBy::Hash).await {
+                Err(WireError::NoScript) => connection.call(ops, ScriptBy::Text).await,
+                outcome => outcome,
+            }
+        };
+        tokio::select! {
+            biased;
+            outcome = call => outcome,
+            why = closed => Err(WireError::Closed(why)),
+            () = self.env.sleep_until(self.env.now() + self.timing.replace) => {
+                Err(WireError::Closed(format!("a call was unanswered for {} ms", self.timing.replace.as_millis()).into()))
             }
         }
     }

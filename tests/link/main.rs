@@ -454,6 +454,9 @@ async fn an_error_of_the_whole_call_may_have_landed_and_leaves_the_connection_an
     scene.post(release(9));
     let refused = || Err(WireError::Server("BUSY".into()));
     scene.call().await.end(refused());
+    let trial = scene.call().await;
+    assert_eq!(trial.ops, []);
+    trial.end(refused());
     settle().await;
     for caller in [first, second] {
         assert_eq!(caller.only_unknown(), (WhyKind::ServerError("BUSY".into()), true));
@@ -473,6 +476,27 @@ async fn an_error_of_the_whole_call_may_have_landed_and_leaves_the_connection_an
     call.all_yes();
     settle().await;
     assert!(scene.link.is_up());
+}
+
+/// A key that the user may not touch spoils its own call, and nothing after it.
+#[tokio::test(start_paused = true)]
+async fn what_a_server_refuses_for_one_key_does_not_stand_in_the_way() {
+    let mut scene = Scene::up().await;
+    scene.post(release(1));
+    scene.post(release(2));
+    let refused = || Err(WireError::Server("NOPERM".into()));
+    scene.call().await.end(refused());
+    scene.call().await.all_yes();
+    let first = scene.call().await;
+    assert_eq!(first.ops, [release(1)]);
+    first.end(refused());
+    let second = scene.call().await;
+    assert_eq!(second.ops, [release(2)]);
+    second.all_yes();
+    settle().await;
+    assert!(scene.link.is_up());
+    scene.post(set(3));
+    assert_eq!(scene.call().await.ops, [set(3)], "the refused release is not tried for ever");
 }
 
 #[tokio::test(start_paused = true)]
