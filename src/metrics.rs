@@ -59,7 +59,7 @@ impl Registry {
         self.handle.render()
     }
 
-    /// To be called every second: moves samples into their buckets, or memory grows.
+    /// To be called every second at least: moves samples into their buckets, or memory grows.
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
     }

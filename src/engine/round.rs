@@ -92,17 +92,9 @@ impl AcquireRound {
 
     /// The attempt's time for votes is over: whoever has not replied counts as unknown.
     pub fn on_timeout(&mut self) -> Step {
-        for vote in &mut self.votes {
-            let may_have_landed = match vote {
-                Vote::Queued => false,
-                Vote::Sent => true,
-                _ => continue,
-            };
-            // A queued SET stays in the mailbox until the caller gives up, which drops it; so it must go on counting as
-            // one that may be sent.
-            if may_have_landed {
-                *vote = Vote::Unknown(Why { kind: WhyKind::NotAwaited, may_have_landed });
-            }
+        // One that is still queued stays so: it is dropped when the caller gives up.
+        for vote in self.votes.iter_mut().filter(|vote| matches!(vote, Vote::Sent)) {
+            *vote = Vote::Unknown(Why { kind: WhyKind::NotAwaited, may_have_landed: true });
         }
         if self.decided {
             return Step::Wait;
