@@ -5,15 +5,19 @@ PYTHON ?= python3
 VENV := target/venv
 ARGS ?=
 
-.PHONY: help run test test-compose lint doc install compare prove-tokens clean
+.PHONY: help run test test-compose lint doc install compare prove-tokens prove-sim mutants test-matrix soak clean
 
 help:
 	@echo "make run           start five Redis servers, a designated one, and a proxy (ARGS='--nodes 3' ..)"
 	@echo "make test          install what the tests need, and run all but compose"
+	@echo "make test-matrix   compare the simulated node to every server that is known to work, Redis 6.2 to Valkey 9.1"
 	@echo "make test-compose  bring docker-compose.yml up and take a lock through it"
 	@echo "make lint          rustfmt, clippy, rustdoc"
 	@echo "make install       build with the profile of a release and install redlockd"
 	@echo "make prove-tokens  50,000 grants over restarts of the counter and the proxies: no token repeats or falls"
+	@echo "make prove-sim     simulated runs: no promise breaks (SIM_SEEDS=100000 for a night)"
+	@echo "make mutants       break the protocol on purpose, in every way we know: each is caught"
+	@echo "make soak          real servers under real faults for DURATION=30m; the report is target/faults/report.html"
 	@echo "make compare       measure against rslock on the same servers"
 
 run:
@@ -24,8 +28,16 @@ run:
 test: $(VENV)/ready
 	@tools/need redis-server=redis-server
 	$(CARGO) test --locked --workspace
+	SIM_SEEDS=2000 $(CARGO) test --locked --release --test sim
 
-# What the tests take from PyPI: a Redlock library to exclude and be excluded by, and a generic gRPC client.
+# Every one of them has to be there; the lines of the first test say which versions ran.
+test-matrix: $(VENV)/ready
+	@tools/need redis-server=redis-server
+	CONTRACT=all $(CARGO) test --locked --test contract versions -- --nocapture
+	CONTRACT=all $(CARGO) test --locked --test contract
+
+# What the tests take from PyPI: a Redlock library to exclude and be excluded by, a generic gRPC client, and servers of other
+# versions than Debian's.
 $(VENV)/ready: tests/requirements.txt
 	@$(PYTHON) -c 'import ensurepip' 2> /dev/null || tools/need ensurepip=python3-venv
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +64,17 @@ compare:
 prove-tokens:
 	@tools/need redis-server=redis-server
 	GRANTS=50000 $(CARGO) test --locked --release --test cluster tokens -- --nocapture
+
+prove-sim:
+	SIM_SEEDS=$(or $(SIM_SEEDS),20000) $(CARGO) test --locked --release --test sim -- --nocapture
+
+mutants:
+	$(CARGO) test --locked --release --features mutants --test sim mutants -- --ignored --nocapture
+DURATION ?= 30m
+
+soak:
+	@tools/need redis-server=redis-server
+	DURATION=$(DURATION) $(CARGO) test --locked --release --test faults run:: -- --nocapture --test-threads 1
 
 clean:
 	$(CARGO) clean

@@ -22,6 +22,9 @@
 //! `main -> run -> {config, metrics, grpc}`; `grpc -> coordinator -> {engine, node, metrics}`; `node -> engine -> std`; `cli`
 //! knows the proto only. `tests/tidy` enforces them.
 
+#[macro_use]
+pub mod mutants;
+
 pub mod admin;
 pub mod args;
 pub mod cli;

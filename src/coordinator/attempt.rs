@@ -17,7 +17,7 @@ use crate::engine::lease::{LockName, LockValue, Owner, RequestKey, Ttl};
 use crate::engine::quorum::NodeIndex;
 use crate::engine::reply::{Reply, WhyKind};
 use crate::engine::round::{AcquireRound, Loss, Step};
-use crate::engine::validity::{self, Validity};
+use crate::engine::validity::{self, Spent, Validity};
 use crate::metrics::AttemptOutcome;
 use crate::node::link::STALL_GRACE;
 use crate::node::mailbox::{Place, ReplyTo};
@@ -93,11 +93,11 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// What is left of the lease now, and the time since `received`; `None` if it is too little.
-    pub fn answer(&self, received: Instant) -> Option<(Validity, Duration)> {
+    /// What is left of the lease now, and the time since the receipt of the request; `None` if it is too little.
+    pub fn answer(&self) -> Option<(Validity, Duration)> {
         let now = self.coordinator.env.now();
         let left = self.ballot.validity(&self.coordinator, now)?;
-        Some((left, now - received))
+        Some((left, now - self.ballot.received))
     }
 
     /// The lease as its holder shall know it.
@@ -122,6 +122,9 @@ impl Drop for Grant {
     fn drop(&mut self) {
         if !self.delivered {
             self.coordinator.metrics.attempt(AttemptOutcome::Abandoned);
+            if mutant!("grant-without-receiver-is-left") {
+                return;
+            }
             self.ballot.give_up(&self.coordinator);
         }
     }
@@ -133,6 +136,7 @@ struct Ballot {
     value: LockValue,
     ttl: Ttl,
     min_validity_ms: u64,
+    received: Instant,
     started: Instant,
     fence: Arc<Fence>,
     this: Weak<Self>,
@@ -180,7 +184,7 @@ impl Ballot {
 
     /// What is left of the lease, if it is enough.
     fn validity(&self, coordinator: &Coordinator, now: Instant) -> Option<Validity> {
-        let left = validity::validity(self.ttl, now - self.started, coordinator.settings.drift)?;
+        let left = validity::validity(self.ttl, Spent::between(self.received, self.started, now), coordinator.settings.drift)?;
         (left.as_millis() >= self.min_validity_ms).then_some(left)
     }
 
@@ -320,7 +324,8 @@ async fn one_try(
         Tried::Failed(AcquireFailure::Deadline | AcquireFailure::Draining) | Tried::Abandoned => AttemptOutcome::Abandoned,
     };
     coordinator.metrics.attempt(outcome);
-    if !matches!(tried, Tried::Granted(_)) {
+    let left = mutant!("lost-attempt-is-left") && matches!(tried, Tried::Failed(_));
+    if !matches!(tried, Tried::Granted(_)) && !left {
         ballot.give_up(coordinator);
     }
     tried
@@ -336,6 +341,7 @@ fn open(coordinator: &Arc<Coordinator>, spec: &AcquireSpec) -> Arc<Ballot> {
         value: value.clone(),
         ttl: spec.ttl,
         min_validity_ms: spec.min_validity_ms,
+        received: spec.received,
         started,
         fence: coordinator.fence.clone(),
         this: this.clone(),

@@ -19,6 +19,9 @@ const COUNTER_KEY: &str = "redlockd:fence:counter";
 /// The most tokens in one block.
 const MAX_BLOCK: usize = 4_096;
 
+/// What a mutant takes too much, for those who are not there yet.
+const SPARE: usize = 8;
+
 /// Whoever needs a token. Called where replies arrive.
 pub trait TokenTo: Send + Sync {
     /// The token, or why there is none. Called once.
@@ -80,7 +83,8 @@ impl Fence {
         if block.is_empty() {
             return;
         }
-        let op = Op::Tokens { key: self.key.clone(), count: block.len() };
+        let spare = if mutant!("token-before-quorum") { SPARE } else { 0 };
+        let op = Op::Tokens { key: self.key.clone(), count: block.len() + spare };
         let block = Block { fence: self.clone(), needed_by: Mutex::new(block) };
         self.link.post(op, Arc::new(block), self.env.now());
     }
@@ -94,10 +98,15 @@ struct Block {
 
 impl ReplyTo for Block {
     fn on_reply(&self, _: NodeIndex, reply: Reply, _: Option<NodeTime>) {
-        let needed_by = std::mem::take(&mut *self.needed_by.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut needed_by = std::mem::take(&mut *self.needed_by.lock().unwrap_or_else(PoisonError::into_inner));
         if needed_by.is_empty() {
             // The late reply to a request that was given up: its numbers are lost, which harms nobody.
             return;
+        }
+        if mutant!("token-before-quorum") {
+            let mut queue = self.fence.queue();
+            let late = queue.waiting.len().min(SPARE);
+            needed_by.extend(queue.waiting.drain(..late));
         }
         match tokens(reply, needed_by.len()) {
             Ok((last, tokens)) => {

@@ -13,7 +13,7 @@ use crate::engine::lease::{LockName, LockValue, Owner, Ttl};
 use crate::engine::quorum::NodeIndex;
 use crate::engine::reply::{Reply, Stored};
 use crate::engine::round::{LeaseRound, Occupancy, Survey, Verdict};
-use crate::engine::validity::{self, Validity};
+use crate::engine::validity::{self, Spent, Validity};
 use crate::metrics::{LossReason, RenewalOutcome};
 use crate::node::mailbox::ReplyTo;
 use crate::node::{Key, NodeTime, Op};
@@ -243,6 +243,8 @@ impl ReplyTo for Renewal {
                 repair.missing.push((node, ends_at));
             }
         }
+        let healed = mutant!("renewal-counts-healed-nodes") && reply == Reply::Absent;
+        let reply = if healed { Reply::Held { left_ms: self.ttl.as_millis() } } else { reply };
         self.question.take(node, reply);
     }
 }
@@ -306,7 +308,8 @@ impl Coordinator {
             return Err(self.no_quorum(renewal.question.with(|asked| asked.round.report())));
         }
         let now = self.env.now();
-        let validity = validity::validity(ttl, now - started, self.settings.drift);
+        let spent = Spent::between(received, started, now);
+        let validity = validity::validity(ttl, spent, self.settings.drift);
         let lease = |held, validity| Lease { held, validity, served_for: now - received };
         if verdict == Verdict::Held && validity.is_some() {
             renewal.succeeded();
@@ -314,13 +317,16 @@ impl Coordinator {
             self.metrics.renewal(RenewalOutcome::Renewed);
             return Ok(lease(true, validity));
         }
+        if mutant!("renewal-deletes-when-lost") {
+            self.ask(&Arc::new(Nobody), now, || Op::Release { key: key.clone(), value: id.value.clone() });
+        }
         self.metrics.renewal(RenewalOutcome::Lost);
         self.metrics.lease_lost(match verdict {
             Verdict::Held => LossReason::TooLate,
             Verdict::NotHeld | Verdict::Unknown => LossReason::NotHeldByQuorum,
         });
         let left_ms = renewal.question.with(|asked| asked.round.left_ms(ttl.as_millis()));
-        Ok(lease(false, left_ms.and_then(|ms| validity::remaining(ms, now - started, self.settings.drift))))
+        Ok(lease(false, left_ms.and_then(|ms| validity::remaining(ms, spent, self.settings.drift))))
     }
 
     /// Whether a quorum still holds a lease.
@@ -335,7 +341,8 @@ impl Coordinator {
         }
         let now = self.env.now();
         let left_ms = question.with(|asked| asked.round.left_ms(0)).filter(|_| verdict == Verdict::Held);
-        let validity = left_ms.and_then(|ms| validity::remaining(ms, now - started, self.settings.drift));
+        let spent = Spent::between(received, started, now);
+        let validity = left_ms.and_then(|ms| validity::remaining(ms, spent, self.settings.drift));
         Ok(Lease { held: validity.is_some(), validity, served_for: now - received })
     }
 
@@ -347,13 +354,13 @@ impl Coordinator {
         let key = self.key(name);
         self.ask(&question, started, || Op::Inspect { key: key.clone() });
         let occupancy = question.answer().await;
-        let elapsed = self.env.now() - started;
+        let spent = Spent { elapsed: self.env.now() - started, ..Spent::default() };
         let (held, by) = match occupancy {
             Occupancy::Unknown => return Err(self.no_quorum(question.with(|asked| asked.round.report()))),
             Occupancy::Free => (None, Vec::new()),
             Occupancy::Held { value, left_ms, by } => {
                 let left_ms = left_ms.unwrap_or(Ttl::LONGEST.as_millis());
-                let left = validity::remaining(left_ms, elapsed, self.settings.drift);
+                let left = validity::remaining(left_ms, spent, self.settings.drift);
                 let held = Held {
                     owner: LockValue::public_label(&value),
                     left: left.map(Validity::as_duration).unwrap_or_default(),

@@ -30,6 +30,9 @@ impl Quorum {
 
     /// Whether `votes` are enough.
     pub fn reached(self, votes: usize) -> bool {
+        if mutant!("quorum-of-one-less") {
+            return votes + 1 >= self.size();
+        }
         votes >= self.size()
     }
 

@@ -65,7 +65,7 @@ impl AcquireRound {
     ///
     /// What a given-up attempt has not sent is dropped; the unsent rest of a granted one still goes out.
     pub fn on_sending(&mut self, node: NodeIndex) -> bool {
-        if self.given_up {
+        if self.given_up && !mutant!("unsent-set-is-sent") {
             return false;
         }
         if matches!(self.votes[node], Vote::Queued) {
@@ -79,6 +79,7 @@ impl AcquireRound {
         let vote = match reply {
             Reply::Yes => Vote::Yes,
             Reply::Other(stored) => Vote::No(stored),
+            Reply::Unknown(why) if mutant!("error-is-yes") && why.may_have_landed => Vote::Yes,
             Reply::Unknown(why) => Vote::Unknown(why),
             Reply::Held { .. } | Reply::Absent | Reply::Tokens { .. } => Vote::Unknown(out_of_place()),
         };
@@ -108,7 +109,9 @@ impl AcquireRound {
             return Step::Wait;
         }
         let (yes, replied, pending) = (self.yes(), self.replied(), self.pending());
-        let step = if self.quorum.reached(yes) {
+        let silent = self.votes.iter().filter(|vote| matches!(vote, Vote::Unknown(_))).count();
+        let reachable = mutant!("quorum-of-the-reachable") && yes > (self.votes.len() - silent) / 2;
+        let step = if self.quorum.reached(yes) || reachable {
             Step::Grant
         } else if self.quorum.reached(yes + pending) {
             Step::Wait
@@ -141,8 +144,9 @@ impl AcquireRound {
     pub fn needs_release(&self, node: NodeIndex) -> bool {
         match &self.votes[node] {
             Vote::Queued | Vote::Dropped | Vote::No(_) => false,
-            Vote::Sent | Vote::Yes => true,
-            Vote::Unknown(why) => why.may_have_landed,
+            Vote::Yes => true,
+            Vote::Sent => !mutant!("clean-up-only-where-granted"),
+            Vote::Unknown(why) => why.may_have_landed && !mutant!("clean-up-only-where-granted"),
         }
     }
 

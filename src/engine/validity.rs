@@ -59,14 +59,39 @@ impl Validity {
     }
 }
 
-/// `ttl - elapsed - drift`, or `None` if nothing is left.
-pub fn validity(ttl: Ttl, elapsed: Duration, factor: DriftFactor) -> Option<Validity> {
-    remaining(ttl.as_millis(), elapsed, factor)
+/// What a request has taken so far, on the proxy's monotonic clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// From the receipt of the request to the start of the try that was granted: the client waited for its turn.
+    pub waited: Duration,
+    /// From the start of the try to now.
+    pub elapsed: Duration,
 }
 
-/// What is left of keys that had `left_ms` to live on their nodes at some instant not before `elapsed` ago.
-pub fn remaining(left_ms: u64, elapsed: Duration, factor: DriftFactor) -> Option<Validity> {
-    let ms = left_ms.checked_sub(ceil_millis(elapsed))?.checked_sub(factor.drift_ms(left_ms))?;
+impl Spent {
+    /// At `now`, on a request of `received` whose operations began at `started`.
+    pub fn between<I: Copy + std::ops::Sub<Output = Duration>>(received: I, started: I, now: I) -> Self {
+        Self { waited: started - received, elapsed: now - started }
+    }
+}
+
+/// `ttl - elapsed - drift`, or `None` if nothing is left.
+pub fn validity(ttl: Ttl, spent: Spent, factor: DriftFactor) -> Option<Validity> {
+    remaining(ttl.as_millis(), spent, factor)
+}
+
+/// What is left of keys that had `left_ms` to live on their nodes at some instant not before the operation began.
+///
+/// The drift is that of all the time that the client counts by its own clock: it adds `served_for`, the time waited
+/// included, and a slow clock stretches that as it stretches the lease. (Charged for the TTL only, a lease that was waited
+/// for outlives its keys: the simulation finds it.)
+pub fn remaining(left_ms: u64, spent: Spent, factor: DriftFactor) -> Option<Validity> {
+    let waited = if mutant!("drift-of-the-wait-ignored") { Duration::ZERO } else { spent.waited };
+    let elapsed = if mutant!("elapsed-read-too-early") { Duration::ZERO } else { spent.elapsed };
+    let counted_ms = left_ms.saturating_add(ceil_millis(waited));
+    let drift_ms = if mutant!("drift-ignored") { 0 } else { factor.drift_ms(counted_ms) };
+    let ms = left_ms.checked_sub(ceil_millis(elapsed))?.checked_sub(drift_ms)?;
+    let ms = if mutant!("too-late-is-granted") { ms.max(1) } else { ms };
     (ms > 0).then_some(Validity { ms })
 }
 
@@ -84,6 +109,20 @@ mod tests {
         Ttl::from_millis(ms, Ttl::LONGEST).unwrap()
     }
 
+    /// Without a wait.
+    fn after(elapsed: Duration) -> Spent {
+        Spent { elapsed, ..Spent::default() }
+    }
+
+    #[test]
+    fn time_waited_costs_drift_too() {
+        let waited = |ms| Spent { waited: Duration::from_millis(ms), ..Spent::default() };
+        let left = |spent| validity(ttl(1_000), spent, DriftFactor::DEFAULT).map(Validity::as_millis);
+        assert_eq!(left(waited(0)), Some(996));
+        assert_eq!(left(waited(1)), Some(995));
+        assert_eq!(left(waited(60_000)), Some(876));
+    }
+
     #[test]
     fn drift_is_two_per_thousand_and_two_milliseconds_rounded_up() {
         assert_eq!(DriftFactor::DEFAULT.drift_ms(10_000), 22);
@@ -94,17 +133,17 @@ mod tests {
 
     #[test]
     fn elapsed_is_rounded_up_and_validity_down() {
-        let left = validity(ttl(10_000), Duration::from_nanos(1), DriftFactor::DEFAULT);
+        let left = validity(ttl(10_000), after(Duration::from_nanos(1)), DriftFactor::DEFAULT);
         assert_eq!(left.map(Validity::as_millis), Some(9_977));
-        let left = validity(ttl(10_000), Duration::from_micros(1_001), DriftFactor::DEFAULT);
+        let left = validity(ttl(10_000), after(Duration::from_micros(1_001)), DriftFactor::DEFAULT);
         assert_eq!(left.map(Validity::as_millis), Some(9_976));
     }
 
     #[test]
     fn nothing_left_is_none_and_never_zero() {
-        assert_eq!(validity(ttl(10), Duration::from_millis(7), DriftFactor::DEFAULT), None);
-        assert_eq!(validity(ttl(10), Duration::from_millis(6), DriftFactor::DEFAULT).map(Validity::as_millis), Some(1));
-        assert_eq!(validity(ttl(10), Duration::MAX, DriftFactor::DEFAULT), None);
+        assert_eq!(validity(ttl(10), after(Duration::from_millis(7)), DriftFactor::DEFAULT), None);
+        assert_eq!(validity(ttl(10), after(Duration::from_millis(6)), DriftFactor::DEFAULT).map(Validity::as_millis), Some(1));
+        assert_eq!(validity(ttl(10), after(Duration::MAX), DriftFactor::DEFAULT), None);
     }
 
     proptest! {
@@ -117,7 +156,7 @@ mod tests {
         ) {
             let factor = DriftFactor::from_millionths(millionths).unwrap();
             let elapsed = Duration::from_nanos(elapsed_ns);
-            if let Some(validity) = validity(ttl(ms), elapsed, factor) {
+            if let Some(validity) = validity(ttl(ms), after(elapsed), factor) {
                 // On a clock that gains `f` a second, `ms` of its milliseconds are `ms / (1 + f)` of ours, and expiry
                 // may strike a millisecond early at either end.
                 let lives_ns = u128::from(ms) * 1_000_000 * 1_000_000 / (1_000_000 + u128::from(millionths));
@@ -126,9 +165,31 @@ mod tests {
             }
         }
 
+        /// To a client whose clock runs slow by the whole drift factor, `served_for` and validity together do not outlast a
+        /// key whose TTL began when the wait was over.
+        #[test]
+        fn a_wait_does_not_stretch_the_lease(
+            ms in 10_u64..3_600_000,
+            waited_ns in 0_u64..4_000_000_000_000,
+            elapsed_ns in 0_u64..4_000_000_000_000,
+            millionths in 0_u32..=100_000,
+        ) {
+            let factor = DriftFactor::from_millionths(millionths).unwrap();
+            let spent = Spent { waited: Duration::from_nanos(waited_ns), elapsed: Duration::from_nanos(elapsed_ns) };
+            if let Some(validity) = validity(ttl(ms), spent, factor) {
+                let counted_ns = u128::from(waited_ns) + u128::from(elapsed_ns) + validity.as_duration().as_nanos();
+                // A second of its clock is `1 / (1 - f)` of ours, rounded up.
+                let lasts_ns = (counted_ns * 1_000_000).div_ceil(1_000_000 - u128::from(millionths));
+                let key_ends_ns = u128::from(waited_ns) + u128::from(ms) * 1_000_000;
+                // Dividing by 1 - f instead of multiplying by 1 + f is what clocks that differ by f itself may do at most.
+                let second_order_ns = counted_ns * u128::from(millionths).pow(2) / (1_000_000_u128.pow(2) - 1_000_000 * u128::from(millionths)) + 1;
+                prop_assert!(lasts_ns <= key_ends_ns + second_order_ns, "{lasts_ns} > {key_ends_ns}");
+            }
+        }
+
         #[test]
         fn more_elapsed_never_leaves_more(ms in 10_u64..300_000, a in 0_u64..300_000_000, b in 0_u64..300_000_000) {
-            let at = |us| validity(ttl(ms), Duration::from_micros(us), DriftFactor::DEFAULT);
+            let at = |us| validity(ttl(ms), after(Duration::from_micros(us)), DriftFactor::DEFAULT);
             prop_assert!(at(a.max(b)) <= at(a.min(b)));
         }
     }

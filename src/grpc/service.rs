@@ -78,7 +78,7 @@ impl Service {
             Err(failure) => return Err(acquire_failure(failure)),
         };
         // Validity once more, as late as can be.
-        match grant.answer(times.received) {
+        match grant.answer() {
             Some((validity, served_for)) => {
                 let mut response = Response::new(convert::granted(&grant, validity, served_for));
                 response.extensions_mut().insert(Parcel::new(grant));

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::engine::backoff::Backoff;
 use crate::engine::quorum::NodeIndex;
-use crate::engine::reply::{Reply, Why, WhyKind};
+use crate::engine::reply::{Reply, Stored, Why, WhyKind};
 
 use super::env::Env;
 use super::mailbox::{Entry, Mailbox, Place, Reach, ReplyTo};
@@ -303,6 +303,10 @@ impl Link {
             Err(error) => {
                 // The script may have stopped half way, with what it had written in place.
                 self.note_round_trip(ops.len(), self.env.now() - sent_at);
+                if mutant!("error-is-refusal") {
+                    let refusal = Reply::Other(Stored { value: None, left_ms: None });
+                    batch.iter().for_each(|entry| entry.reply_to.on_reply(self.index, refusal.clone(), None));
+                }
                 self.answer_unknown(&batch, &WhyKind::ServerError(error.to_string().into()), true);
                 self.after_refusal(connection, closed, batch).await
             }
@@ -311,6 +315,9 @@ impl Link {
 
     /// What frees keys is sent again: a release can be repeated.
     fn put_back_releases(&self, batch: Vec<Entry>) {
+        if mutant!("release-is-not-sent-again") {
+            return;
+        }
         self.mailbox.put_back(batch.into_iter().filter(|entry| entry.op.is_release()).collect());
     }
 

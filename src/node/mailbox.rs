@@ -166,22 +166,26 @@ impl Mailbox {
     /// release.
     pub fn set_reach(&self, reach: Reach, now: Instant) {
         let objection = reach.objection();
-        let dropped: Vec<Entry> = {
+        // Dropped when the lock is free again.
+        let (unanswered, _dropped): (Vec<Arc<dyn ReplyTo>>, VecDeque<Entry>) = {
             let mut waiting = self.waiting();
-            waiting.reach = reach;
+            let before = std::mem::replace(&mut waiting.reach, reach);
             if objection.is_none() {
-                Vec::new()
+                Default::default()
             } else {
-                let (kept, dropped) = std::mem::take(&mut waiting.queue)
-                    .into_iter()
-                    .partition(|entry| entry.op.is_release() && now - entry.posted_at < self.release_lives);
+                let queue = std::mem::take(&mut waiting.queue);
+                // What came while there was no chance was answered when it came.
+                let answered = before.objection().is_some();
+                let unanswered = queue.iter().filter(|_| !answered).map(|entry| entry.reply_to.clone()).collect();
+                let (kept, dropped) =
+                    queue.into_iter().partition(|entry| entry.op.is_release() && now - entry.posted_at < self.release_lives);
                 waiting.queue = kept;
-                dropped.into()
+                (unanswered, dropped)
             }
         };
         match objection {
             None => self.arrived.notify_one(),
-            Some(kind) => dropped.iter().for_each(|entry| self.refuse(&*entry.reply_to, kind.clone())),
+            Some(kind) => unanswered.iter().for_each(|reply_to| self.refuse(&**reply_to, kind.clone())),
         }
     }
 
@@ -247,7 +251,8 @@ fn releases_first(batch: Vec<Entry>) -> Vec<Entry> {
         return batch;
     }
     let in_use: HashSet<LockValue> = batch.iter().filter_map(|entry| entry.op.goes_before_release_of().cloned()).collect();
-    let may_go_first = |entry: &Entry| matches!(&entry.op, Op::Release { value, .. } if !in_use.contains(value));
+    let overtakes = mutant!("release-overtakes-its-set");
+    let may_go_first = |entry: &Entry| matches!(&entry.op, Op::Release { value, .. } if overtakes || !in_use.contains(value));
     let (mut ordered, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(may_go_first);
     ordered.extend(rest);
     ordered
@@ -350,11 +355,15 @@ mod tests {
         let (mailbox, log, now) = (up(99), Arc::new(Log::default()), Instant::now());
         mailbox.post(acquire(1), log.clone(), now);
         mailbox.post(release(2), log.clone(), now);
-        mailbox.set_reach(Reach::Down("gone".into()), now);
-        assert_eq!(log.replies.lock().unwrap().len(), 1, "the SET is answered unknown");
+        let answered = || log.replies.lock().unwrap().iter().filter(|reply| matches!(reply, Reply::Unknown(_))).count();
+        mailbox.set_reach(Reach::Silent, now);
+        assert_eq!(answered(), 2, "both are answered unknown: nobody waits for a node that may not come back");
         mailbox.post(acquire(3), log.clone(), now);
-        assert_eq!(log.replies.lock().unwrap().len(), 2, "and so is a new one, at once");
+        assert_eq!(answered(), 3, "and so is a new one, at once");
         mailbox.post(release(4), log.clone(), now);
+        assert_eq!(answered(), 4);
+        mailbox.set_reach(Reach::Down("gone".into()), now);
+        assert_eq!(answered(), 4, "nobody is told twice");
         assert_eq!(ops(&mailbox.take(9)), [release(2), release(4)]);
     }
 

@@ -68,7 +68,7 @@ impl RedisNode {
         // Whoever loses patience with this future must not leave a task behind that connects later, for nobody.
         let end = EndOnDrop(task.abort_handle());
         client.wait_for_connect().await.map_err(|error| closed(&error))?;
-        Ok(Box::new(RedisConnection { client, hash: sha1_hash(script::TEXT), task: Mutex::new(Some(task)), _end: end }))
+        Ok(Box::new(RedisConnection { client, hash: sha1_hash(script::text()), task: Mutex::new(Some(task)), _end: end }))
     }
 }
 
@@ -100,7 +100,7 @@ impl RedisConnection {
         let args: Vec<Value> = script::encode(batch).into_iter().map(value).collect();
         let reply: Value = match by {
             ScriptBy::Hash => self.client.evalsha(self.hash.as_str(), keys, args).await,
-            ScriptBy::Text => self.client.eval(script::TEXT, keys, args).await,
+            ScriptBy::Text => self.client.eval(script::text(), keys, args).await,
         }
         .map_err(|error| failed(&error))?;
         let Value::Array(entries) = reply else {

@@ -1,9 +1,10 @@
 //! The coordinator's own rules (sections 2 to 4 of the protocol) on a paused clock: what is measured when, what is asked in
-//! which order, and what is cleaned up. The nodes are in memory and do no more than these tests need; what Redis itself does is
-//! tested on real servers.
+//! which order, and what is cleaned up. The nodes are simulated.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+#[path = "../memory/mod.rs"]
+mod memory;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +14,6 @@ use redlockd::coordinator::fence::Fence;
 use redlockd::coordinator::{Coordinator, Settings};
 use redlockd::engine::lease::{LockName, LockValue, Owner, Ttl};
 use redlockd::engine::quorum::Quorum;
-use redlockd::engine::reply::{Reply, Stored};
 use redlockd::engine::validity::{DriftFactor, Validity};
 use redlockd::metrics::Registry;
 use redlockd::node::env::{Env, SystemEnv};
@@ -21,62 +21,48 @@ use redlockd::node::link::{Identities, Link, Observer, Timing};
 use redlockd::node::{Connection, Node, NodeTime, Op, Probe, Replies, ScriptBy, WireError};
 use tokio::time::{Instant, sleep};
 
-/// A server in memory: every operation takes effect at once and is answered after `delay`.
-#[derive(Default)]
-struct Server {
-    values: BTreeMap<String, LockValue>,
+use memory::Server;
+
+/// A simulated node: every operation takes effect at once and is answered after `delay`.
+#[derive(Clone)]
+struct Handle(Arc<Mutex<State>>);
+
+struct State {
+    server: Server,
     delay: Duration,
-    tokens: u64,
     asked_for_tokens_at: Vec<Instant>,
 }
 
-#[derive(Clone)]
-struct Handle(Arc<Mutex<Server>>, Arc<str>);
+/// The clocks of the nodes stand still: no key ends by itself, so what is left behind is seen.
+const NODES_NOW: NodeTime = NodeTime { micros: 1_700_000_000_000_000 };
 
 impl Handle {
+    /// Knows the script, so that every call is one round trip.
     fn new(name: &str) -> Self {
-        Self(Arc::default(), name.into())
+        let mut server = Server::new(name);
+        server.call(NODES_NOW, &[], ScriptBy::Text).unwrap();
+        let state = State { server, delay: Duration::ZERO, asked_for_tokens_at: Vec::new() };
+        Self(Arc::new(Mutex::new(state)))
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut Server) -> T) -> T {
+    fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
         work(&mut self.0.lock().unwrap())
     }
 
     fn set_delay(&self, ms: u64) {
-        self.with(|server| server.delay = Duration::from_millis(ms));
+        self.with(|state| state.delay = Duration::from_millis(ms));
     }
 
+    /// Somebody else holds the lock, with half a second left.
     fn hold(&self, name: &str) {
         let owner = Owner::new("somebody").unwrap();
         let value = LockValue::new(1, None, owner.as_ref());
-        self.with(|server| server.values.insert(format!("lock:{name}"), value));
+        let ends_at_ms = Some(NODES_NOW.as_millis() + 500);
+        self.with(|state| state.server.put(&format!("lock:{name}"), value.as_str().as_bytes(), ends_at_ms));
     }
 
     fn is_empty(&self) -> bool {
-        self.with(|server| server.values.is_empty())
-    }
-
-    fn apply(&self, op: &Op) -> Reply {
-        let key = op.key().to_string();
-        self.with(|server| match op {
-            Op::Acquire { value, .. } => match server.values.get(&key) {
-                Some(other) => Reply::Other(Stored { value: Some(other.as_str().as_bytes().into()), left_ms: Some(500) }),
-                None => {
-                    server.values.insert(key, value.clone());
-                    Reply::Yes
-                }
-            },
-            Op::Release { value, .. } if server.values.get(&key) == Some(value) => {
-                server.values.remove(&key);
-                Reply::Yes
-            }
-            Op::Tokens { count, .. } => {
-                server.asked_for_tokens_at.push(Instant::now());
-                server.tokens += *count as u64;
-                Reply::Tokens { last: server.tokens }
-            }
-            _ => Reply::Absent,
-        })
+        self.with(|state| state.server.keys(NODES_NOW).is_empty())
     }
 }
 
@@ -88,23 +74,19 @@ impl Node for Handle {
 
 impl Connection for Handle {
     fn probe(&self) -> BoxFuture<'_, Result<Probe, WireError>> {
-        let probe = Probe {
-            run_id: self.1.clone(),
-            version: "memory".into(),
-            uptime: Duration::ZERO,
-            role: "master".into(),
-            cluster: false,
-            loading: false,
-        };
-        Box::pin(async { Ok(probe) })
+        Box::pin(async { Ok(self.with(|state| state.server.probe())) })
     }
 
-    fn call<'a>(&'a self, batch: &'a [Op], _: ScriptBy) -> BoxFuture<'a, Result<Replies, WireError>> {
-        let replies = batch.iter().map(|op| self.apply(op)).collect();
-        let delay = self.with(|server| server.delay);
+    fn call<'a>(&'a self, batch: &'a [Op], by: ScriptBy) -> BoxFuture<'a, Result<Replies, WireError>> {
+        let (outcome, delay) = self.with(|state| {
+            if batch.iter().any(|op| matches!(op, Op::Tokens { .. })) {
+                state.asked_for_tokens_at.push(Instant::now());
+            }
+            (state.server.call(NODES_NOW, batch, by), state.delay)
+        });
         Box::pin(async move {
             sleep(delay).await;
-            Ok(Replies { time: NodeTime { micros: 0 }, replies })
+            outcome
         })
     }
 
@@ -188,8 +170,8 @@ fn ms_since(start: Instant) -> u128 {
     start.elapsed().as_millis()
 }
 
-fn validity_ms(grant: &Grant, received: Instant) -> Option<u64> {
-    grant.answer(received).map(|(validity, _)| Validity::as_millis(validity))
+fn validity_ms(grant: &Grant) -> Option<u64> {
+    grant.answer().map(|(validity, _)| Validity::as_millis(validity))
 }
 
 #[tokio::test(start_paused = true)]
@@ -200,7 +182,7 @@ async fn the_answer_comes_with_the_quorum_and_not_with_the_slowest_node() {
     let grant = world.acquire(spec(10_000)).await.ok().unwrap();
     assert_eq!(ms_since(start), 30);
     // 10,000 - 30 - (20 + 2)
-    assert_eq!(validity_ms(&grant, start), Some(9_948));
+    assert_eq!(validity_ms(&grant), Some(9_948));
 }
 
 #[tokio::test(start_paused = true)]
@@ -210,23 +192,22 @@ async fn the_token_is_asked_for_after_the_quorum_and_its_time_is_charged_to_the_
     world.fence.set_delay(400);
     let start = Instant::now();
     let grant = world.acquire(spec(10_000)).await.ok().unwrap();
-    let asked = world.fence.with(|server| server.asked_for_tokens_at.clone());
+    let asked = world.fence.with(|state| state.asked_for_tokens_at.clone());
     assert_eq!(asked.len(), 1);
     assert_eq!(asked[0].duration_since(start).as_millis(), 20, "with the second of three votes, not before");
     assert_eq!(ms_since(start), 420);
-    assert_eq!(validity_ms(&grant, start), Some(10_000 - 420 - 22));
+    assert_eq!(validity_ms(&grant), Some(10_000 - 420 - 22));
 }
 
 #[tokio::test(start_paused = true)]
 async fn validity_is_computed_again_when_the_answer_is_written() {
     let world = world(3).await;
-    let start = Instant::now();
     let grant = world.acquire(spec(1_000)).await.ok().unwrap();
     sleep(Duration::from_millis(100)).await;
-    let (validity, served_for) = grant.answer(start).unwrap();
+    let (validity, served_for) = grant.answer().unwrap();
     assert_eq!((validity.as_millis(), served_for.as_millis()), (1_000 - 100 - 4, 100));
     sleep(Duration::from_millis(900)).await;
-    assert!(grant.answer(start).is_none(), "nothing is left, so nothing is granted");
+    assert!(grant.answer().is_none(), "nothing is left, so nothing is granted");
 }
 
 #[tokio::test(start_paused = true)]
@@ -334,7 +315,7 @@ async fn attempts_that_reach_their_quorum_together_share_one_request_for_tokens(
     tokens.sort_unstable();
     tokens.dedup();
     assert_eq!(tokens.len(), 100, "every grant has its own");
-    let requests = world.fence.with(|server| server.asked_for_tokens_at.len());
+    let requests = world.fence.with(|state| state.asked_for_tokens_at.len());
     assert!(requests <= 4, "{requests} requests for 100 tokens");
 }
 

@@ -1,0 +1,87 @@
+//! Deliberate breakages of the protocol, for `make mutants`: each must be caught by the simulation. They exist only in builds
+//! with the feature `mutants`; everywhere else `mutant!` is `false`.
+
+/// Whether the mutant of this name is chosen.
+macro_rules! mutant {
+    ($name:literal) => {{
+        #[cfg(feature = "mutants")]
+        let chosen = $crate::mutants::is_chosen($name);
+        #[cfg(not(feature = "mutants"))]
+        let chosen = false;
+        chosen
+    }};
+}
+
+#[cfg(feature = "mutants")]
+pub use chosen::{ALL, choose, in_lua, is_chosen};
+
+#[cfg(feature = "mutants")]
+mod chosen {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Name, and what it breaks.
+    pub const ALL: &[(&str, &str)] = &[
+        ("drift-ignored", "validity is the TTL less the time elapsed"),
+        ("drift-of-the-wait-ignored", "served_for stretches the lease on a slow client's clock"),
+        ("elapsed-read-too-early", "elapsed is read before the votes and the token are there"),
+        ("too-late-is-granted", "validity is not checked again after the token"),
+        ("quorum-of-the-reachable", "silent nodes do not count for the size of the quorum"),
+        ("quorum-of-one-less", "half of the nodes are enough"),
+        ("error-is-yes", "a time-out or an error counts as a yes"),
+        ("error-is-refusal", "an error of a whole call is read as a refusal, and not cleaned up"),
+        ("clean-up-only-where-granted", "silent nodes are not released"),
+        ("unsent-set-is-sent", "a SET goes out after its attempt was given up"),
+        ("lost-attempt-is-left", "an attempt that was lost is not cleaned up"),
+        ("grant-without-receiver-is-left", "a grant that nobody receives is not released"),
+        ("release-overtakes-its-set", "in a batch every release goes first, also before its own SET"),
+        ("release-is-not-sent-again", "a release whose connection broke is forgotten"),
+        ("release-without-compare", "a release deletes whatever is there"),
+        ("token-before-quorum", "a token that was taken before the quorum is handed out"),
+        ("token-handed-out-twice", "blocks of tokens overlap"),
+        ("counter-begins-at-zero", "a counter without any trace starts with low numbers"),
+        ("renewal-counts-healed-nodes", "a node that had lost the key counts for the renewal"),
+        ("renewal-shortens", "a renewal to less takes time away"),
+        ("renewal-deletes-when-lost", "a failed renewal releases the lease"),
+        ("retry-replaces-higher-attempt", "a late SET of an earlier attempt takes the lock back"),
+    ];
+
+    const NONE: usize = usize::MAX;
+    const NOT_READ: usize = usize::MAX - 1;
+    static CHOSEN: AtomicUsize = AtomicUsize::new(NOT_READ);
+
+    fn index(name: &str) -> usize {
+        ALL.iter().position(|(known, _)| *known == name).unwrap_or_else(|| panic!("there is no mutant {name}"))
+    }
+
+    /// From now on this one is in force; without a name, none is.
+    pub fn choose(name: Option<&str>) {
+        CHOSEN.store(name.map_or(NONE, index), Ordering::Relaxed);
+    }
+
+    /// See `mutant!`. Until somebody chooses, the environment's `MUTANT` counts.
+    pub fn is_chosen(name: &str) -> bool {
+        if CHOSEN.load(Ordering::Relaxed) == NOT_READ {
+            choose(std::env::var("MUTANT").ok().as_deref());
+        }
+        debug_assert!(ALL.iter().any(|(known, _)| *known == name), "{name} is not listed");
+        ALL.get(CHOSEN.load(Ordering::Relaxed)).is_some_and(|(chosen, _)| *chosen == name)
+    }
+
+    /// The script with what the chosen mutant changes in it.
+    pub fn in_lua(text: &'static str) -> &'static str {
+        let changes = [
+            ("release-without-compare", "if read(key) ~= value then return 0 end", "if not read(key) then return 0 end"),
+            ("counter-begins-at-zero", "string.format('%.0f', now[1] * 1000000 + now[2])", "0"),
+            ("renewal-shortens", "if left >= 0 and left < tonumber(ttl) then", "if left >= 0 then"),
+            ("retry-replaces-higher-attempt", "attempt > stored_attempt", "attempt ~= stored_attempt"),
+        ];
+        match changes.iter().find(|(name, ..)| is_chosen(name)) {
+            None => text,
+            Some((name, from, to)) => {
+                assert!(text.contains(from), "{name}: the script has no {from:?}");
+                // As many as there are mutants: a leak that ends with the test.
+                text.replace(from, to).leak()
+            }
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! The keys of a server in memory, and the commands that the script gives to them.
+
+use std::collections::BTreeMap;
+
+use redlockd::node::NodeTime;
+
+/// What a key holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    Text(Vec<u8>),
+    /// Stands for every other type.
+    List,
+}
+
+impl Content {
+    pub fn bytes(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Text(bytes) => Some(bytes.clone()),
+            Self::List => None,
+        }
+    }
+}
+
+/// A key's content and its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub content: Content,
+    pub ends_at_ms: Option<u64>,
+}
+
+impl Entry {
+    /// As in Redis, a key still lives in the millisecond of its end.
+    pub fn lives_at(&self, now: NodeTime) -> bool {
+        self.ends_at_ms.is_none_or(|end| now.as_millis() <= end)
+    }
+}
+
+pub type Keys = BTreeMap<String, Entry>;
+
+/// What a call did to a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It holds `value` now; before, it held `over`, if it was there. (A list's value reads as empty.)
+    Set { key: String, value: Vec<u8>, ends_at_ms: Option<u64>, over: Option<Vec<u8>> },
+    /// It is gone.
+    Deleted { key: String, value: Vec<u8> },
+    /// It holds what it held, and ends at another time.
+    Expiry { key: String, value: Vec<u8>, ends_at_ms: Option<u64> },
+}
+
+/// A server's answer to a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Nil,
+    Status(&'static str),
+    Integer(i64),
+    Bulk(Vec<u8>),
+    Array(Vec<Vec<u8>>),
+}
+
+type Outcome = Result<Answer, String>;
+
+/// A command: its name, the least and the most words, whether it writes, whether it may need memory, and what it does.
+type Command = (&'static str, [usize; 2], bool, bool, fn(&mut Data, &[Vec<u8>]) -> Outcome);
+
+const COMMANDS: [Command; 8] = [
+    ("DEL", [2, usize::MAX], true, false, Data::del),
+    ("EXISTS", [2, usize::MAX], false, false, Data::exists),
+    ("GET", [2, 2], false, false, Data::get),
+    ("INCRBY", [3, 3], true, true, Data::incrby),
+    ("PEXPIRE", [3, 3], true, false, Data::pexpire),
+    ("PTTL", [2, 2], false, false, Data::pttl),
+    ("SET", [3, usize::MAX], true, true, Data::set),
+    ("TIME", [1, 1], false, false, Data::time),
+];
+
+/// All that a server holds, and what has to be known while a script runs.
+pub struct Data {
+    pub keys: Keys,
+    pub changes: Vec<Change>,
+    /// Whether `maxmemory` is reached.
+    pub full: bool,
+    /// Stands still while a script runs.
+    now: NodeTime,
+    /// Whether the script has written: from then on it is not stopped for want of memory.
+    has_written: bool,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        let now = NodeTime { micros: 0 };
+        Self { keys: Keys::new(), changes: Vec::new(), full: false, now, has_written: false }
+    }
+}
+
+impl Data {
+    /// Before a script runs.
+    pub fn begin(&mut self, now: NodeTime) {
+        self.keys.retain(|_, entry| entry.lives_at(now));
+        self.changes.clear();
+        self.now = now;
+        self.has_written = false;
+    }
+
+    /// Runs a command: its name and its arguments.
+    pub fn command(&mut self, words: &[Vec<u8>]) -> Outcome {
+        let known = COMMANDS.iter().find(|(name, ..)| words[0].eq_ignore_ascii_case(name.as_bytes()));
+        let Some((_, [least, most], writes, needs_memory, run)) = known else {
+            return Err("ERR Unknown Redis command called from script".to_owned());
+        };
+        if !(*least..=*most).contains(&words.len()) {
+            return Err("ERR Wrong number of args calling Redis command from script".to_owned());
+        }
+        if self.full && *needs_memory && !self.has_written {
+            return Err("OOM command not allowed when used memory > 'maxmemory'.".to_owned());
+        }
+        self.has_written |= *writes;
+        run(self, &words[1..])
+    }
+
+    fn live(&mut self, key: &str) -> Option<&mut Entry> {
+        let now = self.now;
+        self.keys.get_mut(key).filter(|entry| entry.lives_at(now))
+    }
+
+    fn text(&mut self, key: &str) -> Result<Option<Vec<u8>>, String> {
+        match self.live(key).map(|entry| &entry.content) {
+            None => Ok(None),
+            Some(Content::Text(bytes)) => Ok(Some(bytes.clone())),
+            Some(Content::List) => Err("WRONGTYPE Operation against a key holding the wrong kind of value".to_owned()),
+        }
+    }
+
+    fn write(&mut self, key: String, value: Vec<u8>, ends_at_ms: Option<u64>) {
+        let over = self.live(&key).map(|entry| entry.content.bytes().unwrap_or_default());
+        let entry = Entry { content: Content::Text(value.clone()), ends_at_ms };
+        if entry.lives_at(self.now) {
+            self.keys.insert(key.clone(), entry);
+            self.changes.push(Change::Set { key, value, ends_at_ms, over });
+        } else {
+            self.remove(&key);
+        }
+    }
+
+    /// Whether it was there.
+    fn remove(&mut self, key: &str) -> bool {
+        let was_live = self.live(key).is_some();
+        if let Some(entry) = self.keys.remove(key).filter(|_| was_live) {
+            self.changes.push(Change::Deleted { key: key.to_owned(), value: entry.content.bytes().unwrap_or_default() });
+        }
+        was_live
+    }
+
+    fn time(&mut self, _: &[Vec<u8>]) -> Outcome {
+        let (seconds, micros) = (self.now.micros / 1_000_000, self.now.micros % 1_000_000);
+        Ok(Answer::Array([seconds, micros].map(|number| number.to_string().into_bytes()).to_vec()))
+    }
+
+    fn get(&mut self, words: &[Vec<u8>]) -> Outcome {
+        Ok(self.text(&text(&words[0]))?.map_or(Answer::Nil, Answer::Bulk))
+    }
+
+    fn set(&mut self, words: &[Vec<u8>]) -> Outcome {
+        let (key, value) = (text(&words[0]), words[1].clone());
+        let options = SetOptions::read(&words[2..], self.now)?;
+        let exists = self.live(&key).is_some();
+        if (options.only_new && exists) || (options.only_known && !exists) {
+            return Ok(Answer::Nil);
+        }
+        let kept = self.live(&key).and_then(|entry| entry.ends_at_ms).filter(|_| options.keep_ttl);
+        self.write(key, value, options.ends_at_ms.or(kept));
+        Ok(Answer::Status("OK"))
+    }
+
+    fn del(&mut self, words: &[Vec<u8>]) -> Outcome {
+        Ok(count(words.iter().filter(|key| self.remove(&text(key))).count()))
+    }
+
+    fn exists(&mut self, words: &[Vec<u8>]) -> Outcome {
+        Ok(count(words.iter().filter(|key| self.live(&text(key)).is_some()).count()))
+    }
+
+    fn pttl(&mut self, words: &[Vec<u8>]) -> Outcome {
+        let now_ms = self.now.as_millis();
+        Ok(Answer::Integer(match self.live(&text(&words[0])).map(|entry| entry.ends_at_ms) {
+            None => -2,
+            Some(None) => -1,
+            Some(Some(end)) => i64::try_from(end - now_ms).unwrap(),
+        }))
+    }
+
+    fn pexpire(&mut self, words: &[Vec<u8>]) -> Outcome {
+        let key = text(&words[0]);
+        let end = i64::try_from(self.now.as_millis()).unwrap().checked_add(integer(&words[1])?);
+        let end = end.ok_or("ERR invalid expire time in 'pexpire' command")?;
+        let now = self.now;
+        let Some(entry) = self.live(&key) else { return Ok(Answer::Integer(0)) };
+        match u64::try_from(end).ok().filter(|end| *end > now.as_millis()) {
+            None => {
+                self.remove(&key);
+            }
+            Some(end) => {
+                entry.ends_at_ms = Some(end);
+                let value = entry.content.bytes().unwrap_or_default();
+                self.changes.push(Change::Expiry { key, value, ends_at_ms: Some(end) });
+            }
+        }
+        Ok(Answer::Integer(1))
+    }
+
+    fn incrby(&mut self, words: &[Vec<u8>]) -> Outcome {
+        let (key, step) = (text(&words[0]), integer(&words[1])?);
+        let old = self.text(&key)?.map_or(Ok(0), |digits| integer(&digits))?;
+        let new = old.checked_add(step).ok_or("ERR increment or decrement would overflow")?;
+        let ends_at_ms = self.live(&key).and_then(|entry| entry.ends_at_ms);
+        self.write(key, new.to_string().into_bytes(), ends_at_ms);
+        Ok(Answer::Integer(new))
+    }
+}
+
+/// What follows key and value in a SET.
+#[derive(Default)]
+struct SetOptions {
+    only_new: bool,
+    only_known: bool,
+    keep_ttl: bool,
+    ends_at_ms: Option<u64>,
+}
+
+impl SetOptions {
+    fn read(words: &[Vec<u8>], now: NodeTime) -> Result<Self, String> {
+        let mut options = Self::default();
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            match text(word).to_ascii_uppercase().as_str() {
+                "NX" => options.only_new = true,
+                "XX" => options.only_known = true,
+                "KEEPTTL" => options.keep_ttl = true,
+                "PX" => options.set_end(words.next(), now.as_millis())?,
+                "PXAT" => options.set_end(words.next(), 0)?,
+                _ => return Err("ERR syntax error".to_owned()),
+            }
+        }
+        match options {
+            Self { only_new: true, only_known: true, .. } | Self { keep_ttl: true, ends_at_ms: Some(_), .. } => {
+                Err("ERR syntax error".to_owned())
+            }
+            options => Ok(options),
+        }
+    }
+
+    /// The end, `word` milliseconds after `start_ms`.
+    fn set_end(&mut self, word: Option<&Vec<u8>>, start_ms: u64) -> Result<(), String> {
+        let ms = match word {
+            Some(word) if self.ends_at_ms.is_none() => integer(word)?,
+            _ => return Err("ERR syntax error".to_owned()),
+        };
+        let ms = u64::try_from(ms).ok().filter(|ms| *ms > 0);
+        let end = ms.and_then(|ms| start_ms.checked_add(ms)).filter(|end| i64::try_from(*end).is_ok());
+        self.ends_at_ms = Some(end.ok_or("ERR invalid expire time in 'set' command")?);
+        Ok(())
+    }
+}
+
+/// Keys and options are UTF-8 all the way from the test.
+fn text(word: &[u8]) -> String {
+    String::from_utf8_lossy(word).into_owned()
+}
+
+/// As strict as Redis: no sign but a minus, no zeros in front, no blanks.
+fn integer(word: &[u8]) -> Result<i64, String> {
+    let number = std::str::from_utf8(word).ok().and_then(|digits| digits.parse::<i64>().ok());
+    let number = number.filter(|number| number.to_string().as_bytes() == word);
+    number.ok_or_else(|| "ERR value is not an integer or out of range".to_owned())
+}
+
+fn count(number: usize) -> Answer {
+    Answer::Integer(i64::try_from(number).unwrap())
+}

@@ -1,0 +1,113 @@
+//! A Redis server in memory that runs the script that ships: what the tests of redlockd simulate a node with.
+//!
+//! A state machine and nothing else: no clock, no chance, no tasks. Whoever calls it says what its wall clock shows. That it
+//! behaves as real servers do is tested in `tests/contract`.
+#![allow(clippy::unwrap_used, dead_code, missing_docs)]
+
+mod data;
+mod lua;
+
+use std::time::Duration;
+
+use redlockd::node::script::{self, Raw};
+use redlockd::node::{NodeTime, Op, Probe, Replies, ScriptBy, WireError};
+
+pub use data::Change;
+use data::{Content, Data, Entry, Keys};
+
+/// A server. Costs nothing to make: the Lua interpreter belongs to the thread.
+pub struct Server {
+    run_id: String,
+    knows_script: bool,
+    data: Data,
+}
+
+/// What a server held at some time.
+#[derive(Clone)]
+pub struct Snapshot(Keys);
+
+impl Server {
+    pub fn new(run_id: &str) -> Self {
+        Self { run_id: run_id.to_owned(), knows_script: false, data: Data::default() }
+    }
+
+    /// A fit one, up for no time at all: it has no clock of its own.
+    pub fn probe(&self) -> Probe {
+        Probe {
+            run_id: self.run_id.as_str().into(),
+            version: "memory".into(),
+            uptime: Duration::ZERO,
+            role: "master".into(),
+            cluster: false,
+            loading: false,
+        }
+    }
+
+    /// Runs one call while its wall clock shows `now`.
+    ///
+    /// Keys that are over are gone for good by then, also if the clock is put back later.
+    pub fn call(&mut self, now: NodeTime, batch: &[Op], by: ScriptBy) -> Result<Replies, WireError> {
+        self.data.begin(now);
+        match by {
+            ScriptBy::Hash if !self.knows_script => return Err(WireError::NoScript),
+            ScriptBy::Hash => {}
+            ScriptBy::Text => self.knows_script = true,
+        }
+        match lua::run(&mut self.data, batch) {
+            Ok(Raw::List(reply)) => script::decode(batch, reply).map_err(WireError::Server),
+            Ok(other) => Err(WireError::Server(format!("the script's reply is no list: {other:?}").into())),
+            Err(error) => Err(WireError::Server(error.into())),
+        }
+    }
+
+    /// What a server answers to any script, with arguments and without keys. `Err` is an error.
+    pub fn eval(&mut self, now: NodeTime, script: &str, args: &[&[u8]]) -> Result<Raw, String> {
+        self.data.begin(now);
+        lua::eval(&mut self.data, script, args)
+    }
+
+    /// What lives at `now`, in order of the keys: key, bytes (`None`: another type), end in ms since 1970 (`None`: no end).
+    pub fn keys(&self, now: NodeTime) -> Vec<(String, Option<Vec<u8>>, Option<u64>)> {
+        let live = self.data.keys.iter().filter(|(_, entry)| entry.lives_at(now));
+        live.map(|(key, entry)| (key.clone(), entry.content.bytes(), entry.ends_at_ms)).collect()
+    }
+
+    /// What the last call changed, in order. A key whose time was up is no change.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.data.changes)
+    }
+
+    /// Comes back as another process that knows no script, with the keys for which `keep` says so.
+    pub fn restart(&mut self, run_id: &str, mut keep: impl FnMut(&str) -> bool) {
+        self.data.keys.retain(|key, _| keep(key));
+        self.run_id = run_id.to_owned();
+        self.knows_script = false;
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot(self.data.keys.clone())
+    }
+
+    /// Has again what it had then, and nothing else.
+    pub fn restore(&mut self, snapshot: Snapshot) {
+        self.data.keys = snapshot.0;
+    }
+
+    /// Whether `maxmemory` is reached: commands that need memory are refused.
+    pub fn set_full(&mut self, full: bool) {
+        self.data.full = full;
+    }
+
+    pub fn put(&mut self, key: &str, bytes: &[u8], ends_at_ms: Option<u64>) {
+        self.data.keys.insert(key.to_owned(), Entry { content: Content::Text(bytes.to_vec()), ends_at_ms });
+    }
+
+    /// A key of another type than those of locks.
+    pub fn put_list(&mut self, key: &str) {
+        self.data.keys.insert(key.to_owned(), Entry { content: Content::List, ends_at_ms: None });
+    }
+
+    pub fn delete(&mut self, key: &str) {
+        self.data.keys.remove(key);
+    }
+}

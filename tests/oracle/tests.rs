@@ -1,0 +1,173 @@
+//! The checkers checked: a good history that each must pass, and bad ones that each must reject.
+#![allow(clippy::unwrap_used)]
+
+use std::time::Duration;
+
+use super::history::{Call, Held, History, Intrusion, Lease, Leftover, Promise, Recovery, Removal, Write};
+use super::{Assumptions, Violation, judge, overlaps};
+
+fn at(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn lease(client: &str, token: u64, granted: u64, until: u64) -> Lease {
+    Lease {
+        name: "a".to_owned(),
+        client: client.to_owned(),
+        token: Some(token),
+        not_before: at(granted),
+        granted_by: at(granted + 2),
+        held: Some(Held { from: at(granted + 3), until: at(until) }),
+    }
+}
+
+fn write(lease: usize, token: u64, ms: u64, accepted: bool) -> Write {
+    Write { at: at(ms), name: "a".to_owned(), lease, token, accepted }
+}
+
+/// Two leases, one after the other, each with a write; a stale one is refused.
+fn good() -> History {
+    History {
+        leases: vec![lease("one", 7, 10, 100), lease("two", 8, 110, 200)],
+        writes: vec![write(0, 7, 50, true), write(1, 8, 150, true), write(0, 7, 160, false), write(1, 8, 170, true)],
+        calls: vec![Call { what: "acquire".to_owned(), sent: at(1), answered: Some(at(13)), due: at(20) }],
+        promises: vec![Promise { lease: 0, until: at(100), kept_until: at(100) }],
+        removals: vec![Removal {
+            at: at(99),
+            node: "n1".to_owned(),
+            key: "lock:a".to_owned(),
+            stood: "v".to_owned(),
+            by: "v".to_owned(),
+        }],
+        intrusions: vec![Intrusion { at: at(150), lease: 0, what: "release".to_owned(), worked: false }],
+        leftovers: vec![Leftover { node: "n1".to_owned(), key: "lock:a".to_owned(), excused: Some("cut".to_owned()) }],
+        recoveries: vec![Recovery { name: "a".to_owned(), asked: at(300), granted: Some(at(310)), due: at(400) }],
+        ..History::default()
+    }
+}
+
+fn invariants(history: &History, assumptions: Assumptions) -> Vec<&'static str> {
+    judge(history, assumptions).iter().map(|Violation { invariant, .. }| *invariant).collect()
+}
+
+/// Changes the good history, and expects exactly this complaint, with the assumptions broken too if it is one of those that
+/// must hold always.
+fn rejects(invariant: &'static str, always: bool, spoil: impl FnOnce(&mut History)) {
+    let mut history = good();
+    spoil(&mut history);
+    assert_eq!(invariants(&history, Assumptions::Hold), [invariant]);
+    let broken = if always { vec![invariant] } else { vec![] };
+    assert_eq!(invariants(&history, Assumptions::Broken), broken);
+}
+
+#[test]
+fn a_good_history_passes() {
+    assert_eq!(judge(&good(), Assumptions::Hold), []);
+    assert_eq!(overlaps(&good()), 0);
+}
+
+#[test]
+fn two_holders_at_one_instant_are_rejected() {
+    rejects("exclusion", false, |history| history.leases[0].held = Some(Held { from: at(13), until: at(114) }));
+    // Not only of neighbours: the first lease lasts longer than the second.
+    rejects("exclusion", false, |history| {
+        history.leases.push(lease("three", 9, 210, 300));
+        history.leases[1].held = Some(Held { from: at(120), until: at(130) });
+        history.leases[0].held = Some(Held { from: at(13), until: at(119) });
+        history.leases[2].held = Some(Held { from: at(125), until: at(300) });
+    });
+}
+
+#[test]
+fn a_long_lease_overlaps_with_all_that_it_covers() {
+    let mut history = good();
+    history.leases.push(lease("three", 9, 210, 300));
+    history.leases[0].held = Some(Held { from: at(13), until: at(400) });
+    assert_eq!(overlaps(&history), 2);
+}
+
+#[test]
+fn leases_that_touch_or_never_reached_their_clients_do_not_overlap() {
+    let mut history = good();
+    history.leases[0].held = Some(Held { from: at(13), until: at(113) });
+    assert_eq!(overlaps(&history), 0);
+    history.leases[0].held = None;
+    history.leases[1].held = Some(Held { from: at(1), until: at(500) });
+    assert_eq!(overlaps(&history), 0);
+    let mut other_name = good();
+    other_name.leases[1].name = "b".to_owned();
+    other_name.leases[0].held = Some(Held { from: at(13), until: at(500) });
+    assert_eq!(overlaps(&other_name), 0);
+}
+
+#[test]
+fn a_promise_that_the_nodes_do_not_keep_is_rejected() {
+    rejects("validity", false, |history| history.promises[0].kept_until = at(99));
+}
+
+#[test]
+fn a_token_that_falls_or_comes_twice_is_rejected() {
+    rejects("tokens", true, |history| {
+        history.leases[1].token = Some(6);
+        history.writes.clear();
+    });
+    rejects("tokens", true, |history| {
+        history.leases[1].token = Some(7);
+        history.writes.clear();
+    });
+}
+
+#[test]
+fn grants_at_the_same_time_may_have_their_tokens_in_any_order() {
+    let mut history = good();
+    history.leases[0].granted_by = at(111);
+    history.leases[0].token = Some(9);
+    history.writes.clear();
+    assert_eq!(invariants(&history, Assumptions::Broken), [""; 0]);
+}
+
+#[test]
+fn a_resource_that_takes_a_stale_write_is_rejected() {
+    rejects("register", true, |history| history.writes[2].accepted = true);
+}
+
+#[test]
+fn a_resource_that_refuses_the_newer_holder_is_rejected() {
+    rejects("register", true, |history| history.writes[1].accepted = false);
+}
+
+#[test]
+fn a_key_that_somebody_else_removed_is_rejected() {
+    rejects("ownership", false, |history| history.removals[0].by = "w".to_owned());
+    rejects("ownership", false, |history| history.intrusions[0].worked = true);
+}
+
+#[test]
+fn a_key_that_no_fault_explains_is_rejected() {
+    rejects("leftovers", false, |history| history.leftovers[0].excused = None);
+}
+
+#[test]
+fn a_name_that_stays_locked_is_rejected() {
+    rejects("recovery", true, |history| history.recoveries[0].granted = None);
+    rejects("recovery", true, |history| history.recoveries[0].granted = Some(at(401)));
+}
+
+#[test]
+fn a_call_without_an_answer_is_rejected() {
+    rejects("liveness", true, |history| history.calls[0].answered = None);
+    rejects("liveness", true, |history| history.calls[0].answered = Some(at(21)));
+}
+
+#[test]
+fn the_hash_is_of_the_lines_and_nothing_else() {
+    let mut histories = [History::default(), History::verbose(), History::default()];
+    for history in &mut histories {
+        history.note(at(1), format_args!("grant {}", 7));
+    }
+    histories[2].note(at(1), format_args!("write"));
+    let [plain, verbose, longer] = histories;
+    assert_eq!(plain.hash(), verbose.hash());
+    assert_ne!(plain.hash(), longer.hash());
+    assert_eq!((plain.lines().len(), verbose.lines().len()), (0, 1));
+}

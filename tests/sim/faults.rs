@@ -1,0 +1,240 @@
+//! What goes wrong in a run, decided by its seed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::oracle::Assumptions;
+use crate::oracle::history::At;
+use crate::world::{Shared, World};
+
+/// What a server has after a restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    Everything,
+    Nothing,
+    /// Each key with a chance of one half.
+    Some,
+    /// What it had at an earlier time.
+    Snapshot,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// SIGKILL of a server, and a new process later.
+    Crash {
+        site: usize,
+        down: Duration,
+        keeps: Keeps,
+    },
+    /// SIGSTOP of a server, and SIGCONT later.
+    Stop {
+        site: usize,
+        span: Duration,
+    },
+    /// A copy of a server's data is put aside, for [`Keeps::Snapshot`].
+    Save {
+        site: usize,
+    },
+    /// A way that swallows what is sent, until later.
+    Hole {
+        proxy: usize,
+        site: usize,
+        requests: bool,
+        replies: bool,
+        span: Duration,
+    },
+    Slow {
+        proxy: usize,
+        site: usize,
+        by: Duration,
+        span: Duration,
+    },
+    /// Connections break before or after the server has run what was sent.
+    Cuts {
+        proxy: usize,
+        site: usize,
+        span: Duration,
+    },
+    /// Calls fail half way.
+    Fails {
+        proxy: usize,
+        site: usize,
+        span: Duration,
+    },
+    StopProxy {
+        proxy: usize,
+        span: Duration,
+    },
+    KillProxy {
+        proxy: usize,
+        span: Duration,
+    },
+    /// A server's wall clock leaps.
+    Leap {
+        site: usize,
+        by: Duration,
+        back: bool,
+    },
+}
+
+/// The faults of one run.
+#[derive(Clone, Debug, Default)]
+pub struct Plan(pub Vec<(At, Fault)>);
+
+impl Plan {
+    /// Between none and nine faults before `until`. Those that break an assumption only if that is wanted.
+    pub fn draw(rng: &mut StdRng, nodes: usize, proxies: usize, until: At, assumptions: Assumptions) -> Self {
+        let count = rng.random_range(0..10);
+        let at = |rng: &mut StdRng| millis(rng, 100, until.as_millis() as u64);
+        let mut plan: Vec<(At, Fault)> = (0..count).map(|_| (at(rng), usual(rng, nodes, proxies))).collect();
+        if assumptions == Assumptions::Broken {
+            for _ in 0..rng.random_range(1..4) {
+                plan.push((at(rng), breaking(rng, nodes)));
+                plan.push((at(rng), Fault::Save { site: rng.random_range(0..nodes) }));
+            }
+        }
+        plan.sort_by_key(|(at, _)| *at);
+        Self(plan)
+    }
+
+    /// Lets all of them happen, and ends when the last is over.
+    pub async fn happen(self, world: Arc<World>) {
+        let mut under_way = tokio::task::JoinSet::new();
+        for (at, fault) in self.0 {
+            let world = world.clone();
+            under_way.spawn(async move {
+                world.shared.time.until(at).await;
+                fault.happen(&world).await;
+            });
+        }
+        while under_way.join_next().await.is_some() {}
+    }
+}
+
+fn millis(rng: &mut StdRng, from: u64, to: u64) -> Duration {
+    Duration::from_micros(rng.random_range(from * 1_000..=to * 1_000))
+}
+
+/// Nothing of this may break a promise.
+fn usual(rng: &mut StdRng, nodes: usize, proxies: usize) -> Fault {
+    let (site, proxy) = (rng.random_range(0..=nodes), rng.random_range(0..proxies));
+    let span = if rng.random_bool(0.7) { millis(rng, 5, 400) } else { millis(rng, 400, 4_000) };
+    match rng.random_range(0..11) {
+        // The counter begins anew at the present time if it has lost everything: its tokens rise all the same.
+        0 if site == nodes => Fault::Crash { site, down: span, keeps: Keeps::Nothing },
+        0 | 1 => Fault::Crash { site, down: span, keeps: Keeps::Everything },
+        2 | 3 => Fault::Stop { site, span },
+        4 => Fault::Hole { proxy, site, requests: true, replies: rng.random_bool(0.5), span },
+        5 => Fault::Hole { proxy, site, requests: false, replies: true, span },
+        6 => Fault::Slow { proxy, site, by: millis(rng, 1, 120), span },
+        7 => Fault::Cuts { proxy, site, span },
+        8 => Fault::Fails { proxy, site: rng.random_range(0..nodes), span },
+        9 => Fault::StopProxy { proxy, span },
+        _ => Fault::KillProxy { proxy, span },
+    }
+}
+
+/// Nodes that forget, and clocks that leap: what quarantine and clock guard are for.
+fn breaking(rng: &mut StdRng, nodes: usize) -> Fault {
+    let site = rng.random_range(0..nodes);
+    match rng.random_range(0..4) {
+        0 => Fault::Leap { site, by: millis(rng, 100, 20_000), back: rng.random_bool(0.3) },
+        1 => Fault::Crash { site, down: millis(rng, 1, 50), keeps: Keeps::Some },
+        2 => Fault::Crash { site, down: millis(rng, 1, 50), keeps: Keeps::Snapshot },
+        _ => Fault::Crash { site, down: millis(rng, 1, 50), keeps: Keeps::Nothing },
+    }
+}
+
+impl Fault {
+    /// Begins, lasts, and heals.
+    pub async fn happen(self, world: &Arc<World>) {
+        let shared = &world.shared;
+        match self {
+            Self::Crash { site, down, keeps } => crash(world, site, down, keeps).await,
+            Self::Stop { site, span } => {
+                let until = shared.fault(server(world, site), "stopped", span);
+                shared.state().sites[site].paused_until = until;
+                shared.sleep(span).await;
+            }
+            Self::Save { site } => {
+                let mut state = shared.state();
+                let copy = state.sites[site].server.snapshot();
+                state.sites[site].snapshot = Some(copy);
+            }
+            Self::Hole { proxy, site, requests, replies, span } => {
+                let until = shared.fault(way(world, proxy, site), format_args!("hole {requests} {replies}"), span);
+                let line = &mut shared.state().lines[proxy][site];
+                line.requests_held_until = if requests { until } else { line.requests_held_until };
+                line.replies_held_until = if replies { until } else { line.replies_held_until };
+            }
+            Self::Slow { proxy, site, by, span } => {
+                let until = shared.fault(way(world, proxy, site), format_args!("slower by {by:?}"), span);
+                let line = &mut shared.state().lines[proxy][site];
+                (line.slow, line.slow_until) = (by, until);
+            }
+            Self::Cuts { proxy, site, span } => {
+                shared.fault(way(world, proxy, site), "cuts", span);
+                shared.state().lines[proxy][site].cuts_one_in = 4;
+                shared.sleep(span).await;
+                shared.state().lines[proxy][site].cuts_one_in = 0;
+            }
+            Self::Fails { proxy, site, span } => {
+                shared.fault(way(world, proxy, site), "calls fail half way", span);
+                shared.state().lines[proxy][site].fails_one_in = 4;
+                shared.sleep(span).await;
+                shared.state().lines[proxy][site].fails_one_in = 0;
+            }
+            Self::StopProxy { proxy, span } => {
+                world.proxy(proxy).pause(span);
+                shared.sleep(span).await;
+            }
+            Self::KillProxy { proxy, span } => world.replace_proxy(proxy, span).await,
+            Self::Leap { site, by, back } => {
+                let us = i64::try_from(by.as_micros()).expect("short");
+                shared.fault(server(world, site), format_args!("clock leaps by {us} us, back: {back}"), Duration::ZERO);
+                shared.state().sites[site].clock.offset_us += if back { -us } else { us };
+            }
+        }
+    }
+}
+
+async fn crash(world: &Arc<World>, site: usize, down: Duration, keeps: Keeps) {
+    let shared: &Arc<Shared> = &world.shared;
+    if !shared.state().sites[site].up {
+        return;
+    }
+    shared.fault(server(world, site), format_args!("killed, keeps {keeps:?}"), down);
+    let wires = shared.state().sites[site].crash();
+    for wire in wires {
+        wire.cut(shared, &world.proxy(wire.proxy).gate, "connection reset by a server that died");
+    }
+    shared.sleep(down).await;
+    // Drawn before the server is held: one of the two has to wait for the other.
+    let luck: u64 = shared.chance(rand::RngCore::next_u64);
+    let mut state = shared.state();
+    let site = &mut state.sites[site];
+    site.paused_until = At::ZERO;
+    let mut key = 0_u32;
+    site.restart(|_| {
+        key += 1;
+        match keeps {
+            Keeps::Everything | Keeps::Snapshot => true,
+            Keeps::Nothing => false,
+            Keeps::Some => luck >> (key % 64) & 1 == 1,
+        }
+    });
+    if let Some(copy) = site.snapshot.take().filter(|_| keeps == Keeps::Snapshot) {
+        site.server.restore(copy);
+    }
+}
+
+fn server(world: &World, site: usize) -> String {
+    if site == world.size.nodes { "counter".to_owned() } else { format!("node {site}") }
+}
+
+fn way(world: &World, proxy: usize, site: usize) -> String {
+    format!("proxy {proxy} to {}", server(world, site))
+}

@@ -1,0 +1,284 @@
+//! The wires between proxies and servers: what is sent on one arrives in order or not at all.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use redlockd::node::{Connection, Node, Op, Probe, Replies, ScriptBy, WireError};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::oracle::history::At;
+
+use super::Shared;
+use super::clock::Gate;
+use super::site;
+
+/// The way from one proxy to one server.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Line {
+    /// Nothing reaches the server until then.
+    pub requests_held_until: At,
+    /// Nothing comes back until then.
+    pub replies_held_until: At,
+    /// Everything takes so much longer until then.
+    pub slow: Duration,
+    pub slow_until: At,
+    /// One in so many calls loses its connection, before or after the server has run it; 0: none does.
+    pub cuts_one_in: u32,
+    /// One in so many calls fails half way, with what it had written in place; 0: none does.
+    pub fails_one_in: u32,
+}
+
+/// One end of a connection as its server sees it.
+pub struct Wire {
+    pub proxy: usize,
+    pub site: usize,
+    number: u64,
+    starts: u64,
+    /// The proxy has given it up.
+    abandoned: AtomicBool,
+    cut: AtomicBool,
+    /// What has been sent when it is cut or given up still arrives.
+    lands_late: bool,
+    closer: Mutex<Option<oneshot::Sender<Arc<str>>>>,
+}
+
+impl Wire {
+    pub fn label(&self) -> String {
+        format!("proxy {} node {} wire {}", self.proxy, self.site, self.number)
+    }
+
+    pub fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed) || self.cut.load(Ordering::Relaxed)
+    }
+
+    /// Breaks it: the proxy gets to know a moment later.
+    pub fn cut(&self, shared: &Arc<Shared>, gate: &Gate, why: &'static str) {
+        self.cut.store(true, Ordering::Relaxed);
+        let Some(closer) = self.closer.lock().expect("nobody panics with it").take() else { return };
+        let (shared, gate, delay) = (shared.clone(), gate.clone(), shared.span(0, 2));
+        tokio::spawn(async move {
+            shared.sleep(delay).await;
+            gate.passes(shared.time).await;
+            let _ = closer.send(why.into());
+        });
+    }
+}
+
+enum Work {
+    Probe(oneshot::Sender<Result<Probe, WireError>>),
+    Call(Vec<Op>, ScriptBy, oneshot::Sender<Result<Replies, WireError>>),
+}
+
+struct Request {
+    arrives: At,
+    work: Work,
+}
+
+struct Reply {
+    arrives: At,
+    send: Box<dyn FnOnce() + Send>,
+}
+
+/// A server as one proxy reaches it.
+pub struct SimNode {
+    pub shared: Arc<Shared>,
+    pub proxy: usize,
+    pub site: usize,
+    pub gate: Gate,
+}
+
+impl Node for SimNode {
+    fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, WireError>> {
+        Box::pin(async move {
+            let shared = &self.shared;
+            shared.sleep(self.delay()).await;
+            self.requests_pass().await;
+            let end = self.accept();
+            shared.sleep(self.delay()).await;
+            self.replies_pass().await;
+            self.gate.passes(shared.time).await;
+            end.map(|end| Box::new(end) as Box<dyn Connection>).ok_or_else(|| WireError::Closed("connection refused".into()))
+        })
+    }
+}
+
+impl SimNode {
+    fn line(&self) -> Line {
+        self.shared.state().lines[self.proxy][self.site]
+    }
+
+    fn delay(&self) -> Duration {
+        delay(&self.shared, self.line())
+    }
+
+    async fn requests_pass(&self) {
+        hold(&self.shared, || self.line().requests_held_until).await;
+    }
+
+    async fn replies_pass(&self) {
+        hold(&self.shared, || self.line().replies_held_until).await;
+    }
+
+    fn accept(&self) -> Option<End> {
+        let lands_late = self.shared.one_in(2);
+        let (closer, closed) = oneshot::channel();
+        let (requests, inbox) = mpsc::unbounded_channel();
+        let wire = {
+            let site = &mut self.shared.state().sites[self.site];
+            if !site.up {
+                return None;
+            }
+            let wire = Arc::new(Wire {
+                proxy: self.proxy,
+                site: self.site,
+                number: site.wires.len() as u64,
+                starts: site.starts,
+                abandoned: AtomicBool::new(false),
+                cut: AtomicBool::new(false),
+                lands_late,
+                closer: Mutex::new(Some(closer)),
+            });
+            site.wires.push(wire.clone());
+            wire
+        };
+        let (replies, outbox) = mpsc::unbounded_channel();
+        let node = Self { shared: self.shared.clone(), gate: self.gate.clone(), ..*self };
+        tokio::spawn(bring_back(Self { shared: self.shared.clone(), gate: self.gate.clone(), ..*self }, wire.clone(), outbox));
+        tokio::spawn(serve(node, wire.clone(), inbox, replies));
+        Some(End { shared: self.shared.clone(), gate: self.gate.clone(), wire, requests, closed: Mutex::new(Some(closed)) })
+    }
+}
+
+fn delay(shared: &Shared, line: Line) -> Duration {
+    let usual = if shared.one_in(50) { shared.span(1, 20) } else { shared.span(0, 1) };
+    if line.slow_until > shared.now() { usual + line.slow } else { usual }
+}
+
+/// Waits until `until` has passed, also if it moves in the meantime.
+async fn hold(shared: &Shared, until: impl Fn() -> At) {
+    while until() > shared.now() {
+        shared.time.until(until()).await;
+    }
+}
+
+/// The server's end: takes requests in, in order.
+async fn serve(
+    node: SimNode,
+    wire: Arc<Wire>,
+    mut inbox: mpsc::UnboundedReceiver<Request>,
+    replies: mpsc::UnboundedSender<Reply>,
+) {
+    let shared = &node.shared;
+    while let Some(request) = inbox.recv().await {
+        shared.time.until(request.arrives).await;
+        node.requests_pass().await;
+        hold(shared, || shared.state().sites[wire.site].paused_until).await;
+        let cuts = node.line().cuts_one_in;
+        if cuts > 0 && shared.one_in(cuts) {
+            wire.cut(shared, &node.gate, "connection reset on the way there");
+        }
+        let alive = {
+            let site = &shared.state().sites[wire.site];
+            site.up && site.starts == wire.starts
+        };
+        if !alive || (wire.is_abandoned() && !wire.lands_late) {
+            wire.cut(shared, &node.gate, "connection reset by the server");
+            return;
+        }
+        let send: Box<dyn FnOnce() + Send> = match request.work {
+            Work::Probe(answer) => {
+                let probe = shared.state().sites[wire.site].server.probe();
+                Box::new(move || drop(answer.send(Ok(probe))))
+            }
+            Work::Call(batch, by, answer) => {
+                let fails = node.line().fails_one_in;
+                let outcome = if fails > 0 && shared.one_in(fails) {
+                    // As of a script that was killed, or met what no pcall catches.
+                    let _ = site::execute(shared, &wire, &batch[..batch.len().div_ceil(2)], by);
+                    Err(WireError::Server("ERR Error running script: half way".into()))
+                } else {
+                    site::execute(shared, &wire, &batch, by)
+                };
+                Box::new(move || drop(answer.send(outcome)))
+            }
+        };
+        if cuts > 0 && shared.one_in(cuts) {
+            wire.cut(shared, &node.gate, "connection reset on the way back");
+        }
+        let _ = replies.send(Reply { arrives: shared.now() + node.delay(), send });
+    }
+}
+
+/// The way back, in order.
+async fn bring_back(node: SimNode, wire: Arc<Wire>, mut outbox: mpsc::UnboundedReceiver<Reply>) {
+    while let Some(reply) = outbox.recv().await {
+        node.shared.time.until(reply.arrives).await;
+        node.replies_pass().await;
+        node.gate.passes(node.shared.time).await;
+        if !wire.cut.load(Ordering::Relaxed) {
+            (reply.send)();
+        }
+    }
+}
+
+/// The proxy's end.
+struct End {
+    shared: Arc<Shared>,
+    gate: Gate,
+    wire: Arc<Wire>,
+    requests: mpsc::UnboundedSender<Request>,
+    closed: Mutex<Option<oneshot::Receiver<Arc<str>>>>,
+}
+
+impl End {
+    /// An answer that never comes leaves its call without an end.
+    fn send<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(oneshot::Sender<Result<T, WireError>>) -> Work,
+    ) -> BoxFuture<'static, Result<T, WireError>> {
+        let (answer, answered) = oneshot::channel();
+        if !self.gate.is_dead() && !self.wire.cut.load(Ordering::Relaxed) {
+            let line = self.shared.state().lines[self.wire.proxy][self.wire.site];
+            let arrives = self.shared.now() + delay(&self.shared, line);
+            let _ = self.requests.send(Request { arrives, work: work(answer) });
+        }
+        Box::pin(async move {
+            match answered.await {
+                Ok(outcome) => outcome,
+                Err(_) => std::future::pending().await,
+            }
+        })
+    }
+}
+
+impl Connection for End {
+    fn probe(&self) -> BoxFuture<'_, Result<Probe, WireError>> {
+        self.send(Work::Probe)
+    }
+
+    fn call<'a>(&'a self, batch: &'a [Op], by: ScriptBy) -> BoxFuture<'a, Result<Replies, WireError>> {
+        let batch = batch.to_vec();
+        self.send(move |answer| Work::Call(batch, by, answer))
+    }
+
+    fn closed(&self) -> BoxFuture<'static, Arc<str>> {
+        let closed = self.closed.lock().expect("nobody panics with it").take();
+        Box::pin(async move {
+            match closed {
+                Some(closed) => match closed.await {
+                    Ok(why) => why,
+                    Err(_) => std::future::pending().await,
+                },
+                None => std::future::pending().await,
+            }
+        })
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.wire.abandoned.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,308 @@
+//! A proxy: the real coordinator over real links, with a front that does what the gRPC service does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use redlockd::coordinator::attempt::{AcquireFailure, AcquireSpec};
+use redlockd::coordinator::fence::Fence;
+use redlockd::coordinator::lock_id::LockId;
+use redlockd::coordinator::question::{Lease, Released};
+use redlockd::coordinator::{Coordinator, Settings};
+use redlockd::engine::lease::{LockName, Ttl};
+use redlockd::engine::quorum::Quorum;
+use redlockd::engine::validity::{DriftFactor, Validity};
+use redlockd::metrics::Registry;
+use redlockd::node::env::Env;
+use redlockd::node::link::{Identities, Link, Observer, Timing};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::oracle::history::{At, Call, LeaseId, Promise};
+
+use super::clock::Gate;
+use super::env::SimEnv;
+use super::net::SimNode;
+use super::site::superseding;
+use super::{Shared, World};
+
+/// A call to the designated server may take this long.
+const FENCE_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Beyond what a caller asked for: the votes of the last try, its token, and a release that waits for time-outs.
+const SLACK: Duration = Duration::from_secs(3);
+
+struct Quiet;
+impl Observer for Quiet {}
+
+/// One process.
+pub struct Proxy {
+    pub number: usize,
+    pub gate: Gate,
+    pub coordinator: Arc<Coordinator>,
+    links: Vec<Arc<Link>>,
+    shared: Arc<Shared>,
+    quorum: Quorum,
+    /// Calls that it has not answered, by their number in the history.
+    open: Mutex<BTreeSet<usize>>,
+}
+
+/// What a client gets of a grant.
+#[derive(Clone, Debug)]
+pub struct Granted {
+    pub lease: LeaseId,
+    pub id: LockId,
+    pub validity: Validity,
+    pub served_for: Duration,
+}
+
+/// What a client wants.
+#[derive(Clone, Debug)]
+pub struct Want {
+    pub name: LockName,
+    pub ttl: Ttl,
+    pub wait: Duration,
+    pub request: Option<(Vec<u8>, u32)>,
+    pub client: String,
+}
+
+/// The client has gone away.
+#[derive(Default)]
+pub struct Cancel {
+    gone: AtomicBool,
+    notify: Notify,
+}
+
+impl Cancel {
+    pub fn cancel(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+        self.notify.notify_one();
+    }
+
+    async fn cancelled(&self) {
+        while !self.gone.load(Ordering::Relaxed) {
+            self.notify.notified().await;
+        }
+    }
+}
+
+impl Proxy {
+    /// A new process at the place `number`.
+    pub fn start(world: &Arc<World>, number: usize) -> Arc<Self> {
+        let (shared, gate, clock) = (world.shared.clone(), Gate::default(), world.monotonic());
+        let env: Arc<dyn Env> = Arc::new(SimEnv { shared: shared.clone(), clock, gate: gate.clone() });
+        let nodes = world.size.nodes;
+        let labels: Vec<Arc<str>> = (0..nodes).map(|node| format!("n{node}").into()).collect();
+        let metrics = Arc::new(Registry::new().expect("our own buckets").metrics(&labels, &"fence".into()));
+        let identities = Arc::new(Identities::default());
+        let link = |index: usize, site: usize, timeout, identities: &Arc<Identities>| {
+            let timing = Timing::new(timeout, Ttl::LONGEST.as_duration());
+            let node = Box::new(SimNode { shared: shared.clone(), proxy: number, site, gate: gate.clone() });
+            let address = format!("n{site}").into();
+            Arc::new(Link::new(index, address, node, timing, env.clone(), Box::new(Quiet), identities.clone()))
+        };
+        let links: Vec<Arc<Link>> = (0..nodes).map(|node| link(node, node, world.size.node_timeout, &identities)).collect();
+        let fence = link(0, nodes, FENCE_TIMEOUT, &Arc::default());
+        for link in links.iter().chain([&fence]).map(Arc::clone) {
+            tokio::spawn(async move { link.run().await });
+        }
+        let quorum = Quorum::of(nodes).expect("a number of nodes that can be configured");
+        let settings = Settings { quorum, key_prefix: "lock:".to_owned(), drift: DriftFactor::DEFAULT, max_inflight: 1_000 };
+        let fence = Fence::new(fence, env.clone(), metrics.clone());
+        let coordinator = Coordinator::new(settings, links.clone(), fence, env, metrics);
+        Arc::new(Self { number, gate, coordinator, links, shared, quorum, open: Mutex::default() })
+    }
+
+    /// SIGSTOP, and SIGCONT after `span`: its clients have to wait for so much longer.
+    pub fn pause(&self, span: Duration) {
+        let until = self.shared.fault(format!("proxy {}", self.number), "stopped", span);
+        self.gate.pause(until);
+        let calls = &mut self.shared.state().history.calls;
+        self.open.lock().expect("nobody panics with it").iter().for_each(|call| calls[*call].due += span);
+    }
+
+    /// SIGKILL: its clients see their connections end.
+    pub fn kill(&self) {
+        self.gate.kill();
+        let open = std::mem::take(&mut *self.open.lock().expect("nobody panics with it"));
+        let now = self.shared.now();
+        open.into_iter().for_each(|call| self.shared.state().history.calls[call].answered = Some(now));
+        let sites: Vec<_> = self.shared.state().sites.iter().map(|site| site.wires.clone()).collect();
+        for wire in sites.iter().flatten().filter(|wire| wire.proxy == self.number) {
+            wire.cut(&self.shared, &self.gate, "the proxy was killed");
+        }
+        self.excuse_what_it_owed();
+    }
+
+    /// The releases that it had not sent die with it.
+    fn excuse_what_it_owed(&self) {
+        let now = self.shared.now();
+        let state = &mut *self.shared.state();
+        for site in &state.sites {
+            for (_, value, _) in site.server.keys(site.wall_clock(now)) {
+                let value = String::from_utf8_lossy(&value.unwrap_or_default()).into_owned();
+                if !state.owned.contains(&value) {
+                    state.excused.insert((site.number, value), "its release died with its proxy");
+                }
+            }
+        }
+    }
+
+    /// Whether nothing is under way or waits to be sent.
+    pub fn is_idle(&self) -> bool {
+        self.links.iter().all(|link| link.is_up() && link.is_idle())
+    }
+
+    /// `Acquire`, from the receipt of the request to the answer. `valid_until` says when the client will think that the
+    /// lease ends, in true time.
+    pub async fn acquire(
+        &self,
+        want: &Want,
+        cancel: &Cancel,
+        valid_until: impl FnOnce(Duration, Validity) -> At,
+    ) -> Option<Result<Granted, &'static str>> {
+        let received = self.coordinator.now();
+        let entered = self.enter(format!("acquire {} by {}", want.name.as_str(), want.client), want.wait + SLACK);
+        let spec = AcquireSpec {
+            name: want.name.clone(),
+            ttl: want.ttl,
+            wait: want.wait,
+            owner: None,
+            token_required: true,
+            request: want.request.clone(),
+            min_validity_ms: 1,
+            received,
+            deadline: None,
+        };
+        let _admission = self.coordinator.admit().expect("fewer clients than that");
+        let outcome = tokio::select! {
+            biased;
+            outcome = self.coordinator.acquire(spec) => outcome,
+            () = cancel.cancelled() => {
+                self.leave(entered);
+                return None;
+            }
+        };
+        self.leave(entered);
+        let grant = match outcome {
+            Ok(grant) => grant,
+            Err(failure) => return Some(Err(label(&failure))),
+        };
+        let Some((validity, served_for)) = grant.answer() else { return Some(Err("too late")) };
+        let id = grant.lock_id();
+        let lease = self.granted(want, &id, valid_until(served_for, validity));
+        grant.delivered();
+        Some(Ok(Granted { lease, id, validity, served_for }))
+    }
+
+    fn granted(&self, want: &Want, id: &LockId, until: At) -> LeaseId {
+        let now = self.shared.now();
+        let value = id.value.as_str();
+        let token = id.token.map(redlockd::engine::fencing::Token::get);
+        self.shared.note(format_args!("grant {} to {} {value} token {token:?}", want.name.as_str(), want.client));
+        let kept_until = self.kept_until(id);
+        let state = &mut *self.shared.state();
+        let mut landed = state.landed.get(value).cloned().unwrap_or_default();
+        landed.sort_unstable();
+        let lease = state.history.leases.len();
+        state.owned.insert(value.to_owned());
+        // Between its quorum and its answer a higher attempt of the same request may have taken its place. The client has
+        // given it up: the highest attempt is the one that counts.
+        if !is_superseded(&state.landed, value) {
+            state.history.promises.push(Promise { lease, until, kept_until });
+        }
+        state.history.leases.push(crate::oracle::history::Lease {
+            name: want.name.as_str().to_owned(),
+            client: want.client.clone(),
+            token,
+            // If no quorum ever set it, it could be granted at any time: then its promise is broken.
+            not_before: landed.get(self.quorum.size() - 1).copied().unwrap_or(now),
+            granted_by: now,
+            held: None,
+        });
+        lease
+    }
+
+    /// Until when a quorum of the nodes keeps a lease.
+    pub fn kept_until(&self, id: &LockId) -> At {
+        let (now, key) = (self.shared.now(), format!("lock:{}", id.name.as_str()));
+        let state = self.shared.state();
+        let nodes = &state.sites[..self.quorum.nodes()];
+        let mut ends: Vec<At> = nodes.iter().map(|site| site.keeps_until(&key, id.value.as_str(), now)).collect();
+        ends.sort_unstable_by(|a, b| b.cmp(a));
+        ends[self.quorum.size() - 1]
+    }
+
+    /// `Release`.
+    pub async fn release(&self, id: &LockId) -> Result<Released, &'static str> {
+        let entered = self.enter(format!("release {}", id.name.as_str()), SLACK);
+        self.shared.state().released.entry(id.value.as_str().to_owned()).or_default().insert(self.number);
+        let _admission = self.coordinator.admit().expect("fewer clients than that");
+        let outcome = self.coordinator.release(id).await.map_err(|_| "no quorum");
+        self.leave(entered);
+        if outcome == Ok(Released::Released) {
+            self.shared.state().owned.remove(id.value.as_str());
+        }
+        outcome
+    }
+
+    /// `Renew`.
+    pub async fn renew(&self, id: &LockId, ttl: Ttl) -> Result<Lease, &'static str> {
+        let received = self.coordinator.now();
+        let entered = self.enter(format!("renew {}", id.name.as_str()), SLACK);
+        let _admission = self.coordinator.admit().expect("fewer clients than that");
+        let outcome = self.coordinator.renew(id, ttl, received).await.map_err(|_| "no quorum");
+        self.leave(entered);
+        outcome
+    }
+
+    /// `Check`.
+    pub async fn check(&self, id: &LockId) -> Result<Lease, &'static str> {
+        let received: Instant = self.coordinator.now();
+        let entered = self.enter(format!("check {}", id.name.as_str()), SLACK);
+        let _admission = self.coordinator.admit().expect("fewer clients than that");
+        let outcome = self.coordinator.check(id, received).await.map_err(|_| "no quorum");
+        self.leave(entered);
+        outcome
+    }
+
+    fn enter(&self, what: String, bound: Duration) -> usize {
+        let sent = self.shared.now();
+        let mut state = self.shared.state();
+        state.history.calls.push(Call {
+            what: format!("{what} at proxy {}", self.number),
+            sent,
+            answered: None,
+            due: sent + bound,
+        });
+        let call = state.history.calls.len() - 1;
+        self.open.lock().expect("nobody panics with it").insert(call);
+        call
+    }
+
+    fn leave(&self, entered: usize) {
+        let now = self.shared.now();
+        if self.open.lock().expect("nobody panics with it").remove(&entered) {
+            self.shared.state().history.calls[entered].answered = Some(now);
+        }
+    }
+}
+
+/// Whether a value of the same request with a higher attempt was set somewhere.
+fn is_superseded(landed: &BTreeMap<String, Vec<At>>, value: &str) -> bool {
+    let request = value.split('.').next().unwrap_or(value);
+    let same = landed.range(request.to_owned()..).map(|(other, _)| other).take_while(|other| other.starts_with(request));
+    same.filter(|other| *other != value).any(|other| superseding(value, other) == value)
+}
+
+fn label(failure: &AcquireFailure) -> &'static str {
+    match failure {
+        AcquireFailure::Contended { .. } => "contended",
+        AcquireFailure::NoQuorum(_) => "no quorum",
+        AcquireFailure::NoToken(_) => "no token",
+        AcquireFailure::TooLate { .. } => "too late",
+        AcquireFailure::Deadline => "deadline",
+        AcquireFailure::Draining => "draining",
+    }
+}

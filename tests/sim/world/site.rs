@@ -1,0 +1,189 @@
+//! A Redis server and the machine that it runs on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use rand::Rng;
+use rand::rngs::StdRng;
+use redlockd::engine::reply::Reply;
+use redlockd::node::{NodeTime, Op, Replies, ScriptBy, WireError};
+
+use crate::memory::{Change, Server, Snapshot};
+use crate::oracle::history::{At, Removal};
+
+use super::clock::{Clock, MAX_RATE_PPM};
+use super::env::EPOCH;
+use super::net::Wire;
+use super::{Shared, State};
+
+/// A server, whether it runs, and what its wall clock shows.
+pub struct Site {
+    pub number: usize,
+    pub server: Server,
+    pub clock: Clock,
+    /// Serving; else every connection is refused.
+    pub up: bool,
+    /// Stopped until then: it takes in what comes, and answers later.
+    pub paused_until: At,
+    /// How often it was started.
+    pub starts: u64,
+    /// Connections to its present process.
+    pub wires: Vec<Arc<Wire>>,
+    /// An old copy of its data.
+    pub snapshot: Option<Snapshot>,
+}
+
+impl Site {
+    pub fn new(number: usize, rng: &mut StdRng) -> Self {
+        // Wall clocks are seconds apart, and run at rates of their own.
+        let (offset_us, rate_ppm) = (rng.random_range(0..5_000_000), rng.random_range(-MAX_RATE_PPM..=MAX_RATE_PPM));
+        Self {
+            number,
+            server: Server::new(&run_id(number, 1)),
+            clock: Clock { offset_us, rate_ppm },
+            up: true,
+            paused_until: At::ZERO,
+            starts: 1,
+            wires: Vec::new(),
+            snapshot: None,
+        }
+    }
+
+    /// What its wall clock shows.
+    pub fn wall_clock(&self, at: At) -> NodeTime {
+        let us = i128::try_from(EPOCH.as_micros()).expect("fits") + self.clock.reads_ns(at) / 1_000;
+        NodeTime { micros: u64::try_from(us).expect("clocks do not go back behind 1970") }
+    }
+
+    /// When its wall clock, as it runs now, will show `ms` since 1970.
+    pub fn when(&self, ms: u64) -> At {
+        let since_ms = i128::from(ms) - i128::try_from(EPOCH.as_millis()).expect("fits");
+        self.clock.when_ns(since_ms * 1_000_000)
+    }
+
+    /// Until when it keeps `value` under `key`; the beginning of time if it does not.
+    pub fn keeps_until(&self, key: &str, value: &str, now: At) -> At {
+        let held = self.server.keys(self.wall_clock(now)).into_iter().find(|(name, ..)| name == key);
+        match held {
+            Some((_, Some(bytes), ends)) if bytes == value.as_bytes() => ends.map_or(At::MAX, |ms| self.when(ms)),
+            _ => At::ZERO,
+        }
+    }
+
+    /// The process ends.
+    pub fn crash(&mut self) -> Vec<Arc<Wire>> {
+        self.up = false;
+        std::mem::take(&mut self.wires)
+    }
+
+    /// A new process, with the keys for which `keep` says so.
+    pub fn restart(&mut self, keep: impl FnMut(&str) -> bool) {
+        self.starts += 1;
+        self.server.restart(&run_id(self.number, self.starts), keep);
+        self.up = true;
+    }
+}
+
+fn run_id(number: usize, start: u64) -> String {
+    format!("server-{number}-{start}")
+}
+
+/// Lets a server run a call, and writes down what it did.
+pub fn execute(shared: &Shared, wire: &Wire, batch: &[Op], by: ScriptBy) -> Result<Replies, WireError> {
+    let now = shared.now();
+    let state = &mut *shared.state();
+    let site = &mut state.sites[wire.site];
+    let outcome = site.server.call(site.wall_clock(now), batch, by);
+    state.history.note(now, format_args!("{} {}", wire.label(), shown(batch, &outcome)));
+    for change in site.server.take_changes() {
+        let removed = match change {
+            Change::Set { key, value, over, .. } if key.starts_with("lock:") => {
+                let value = text(&value);
+                state.landed.entry(value.clone()).or_default().push(now);
+                if let Some(why) = excuse(state, wire, &value) {
+                    state.excused.insert((wire.site, value.clone()), why);
+                }
+                over.map(|over| Removal { by: superseding(&text(&over), &value), ..removal(wire, now, key, text(&over)) })
+            }
+            Change::Deleted { key, value } if key.starts_with("lock:") => {
+                let value = text(&value);
+                let by = by_whom(batch, &key, &value);
+                Some(Removal { by, ..removal(wire, now, key, value) })
+            }
+            _ => None,
+        };
+        state.history.removals.extend(removed);
+    }
+    outcome
+}
+
+/// Why nobody could prevent that `value`, which is set now, is left on its node until its TTL.
+fn excuse(state: &State, wire: &Wire, value: &str) -> Option<&'static str> {
+    if wire.is_abandoned() {
+        return Some("set after its connection had been given up");
+    }
+    // Its own proxy would have sent the release behind it.
+    let elsewhere = state.released.get(value).is_some_and(|by| !by.contains(&wire.proxy));
+    elsewhere.then_some("was on its way while another proxy released the lease")
+}
+
+/// With the values, which the program itself never shows.
+fn shown(batch: &[Op], outcome: &Result<Replies, WireError>) -> String {
+    let replies = match outcome {
+        Ok(replies) => &replies.replies[..],
+        Err(error) => return format!("{} operations: {error}", batch.len()),
+    };
+    let one = |(op, reply): (&Op, &Reply)| {
+        let (what, value) = match op {
+            Op::Acquire { value, ttl, .. } => (format!("acquire {}ms", ttl.as_millis()), value.as_str()),
+            Op::Release { value, .. } => ("release".to_owned(), value.as_str()),
+            Op::Renew { value, ttl, .. } => (format!("renew {}ms", ttl.as_millis()), value.as_str()),
+            Op::Repair { value, .. } => ("repair".to_owned(), value.as_str()),
+            Op::Check { value, .. } => ("check".to_owned(), value.as_str()),
+            Op::Inspect { .. } => ("inspect".to_owned(), ""),
+            Op::Tokens { count, .. } => (format!("tokens {count}"), ""),
+        };
+        let reply = match reply {
+            Reply::Other(stored) => format!("other {}", text(stored.value.as_deref().unwrap_or_default())),
+            reply => format!("{reply:?}"),
+        };
+        format!("[{what} {} {value}: {reply}]", op.key())
+    };
+    batch.iter().zip(replies).map(one).collect()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn removal(wire: &Wire, at: At, key: String, stood: String) -> Removal {
+    Removal { at, node: format!("node {}", wire.site), key, stood, by: String::new() }
+}
+
+/// The value of the release that deleted `stood`, or of another operation on the key.
+fn by_whom(batch: &[Op], key: &str, stood: &str) -> String {
+    let values: BTreeMap<String, ()> = batch
+        .iter()
+        .filter(|op| &**op.key() == key)
+        .filter_map(|op| match op {
+            Op::Release { value, .. } => Some((value.as_str().to_owned(), ())),
+            _ => None,
+        })
+        .collect();
+    if values.contains_key(stood) {
+        return stood.to_owned();
+    }
+    values.into_keys().next().unwrap_or_else(|| "no release".to_owned())
+}
+
+/// In whose name `by` takes the place of `stood`: a value may do that to one of the same request with a lower attempt.
+pub fn superseding(stood: &str, by: &str) -> String {
+    let parts = |value: &str| -> Option<(String, u32)> {
+        let mut parts = value.split('.');
+        Some((parts.next()?.to_owned(), parts.next()?.parse().ok()?))
+    };
+    match (parts(stood), parts(by)) {
+        (Some((request, attempt)), Some((same, higher))) if request == same && attempt < higher => stood.to_owned(),
+        _ => by.to_owned(),
+    }
+}
