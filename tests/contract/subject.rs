@@ -1,0 +1,175 @@
+//! The node that a test looks at, and what goes on behind its back.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures::future::BoxFuture;
+use redlockd::engine::reply::Reply;
+use redlockd::node::script::Raw;
+use redlockd::node::{Connection, Node, NodeTime, Op, Probe, Replies, ScriptBy, WireError};
+
+use crate::memory::Server;
+use crate::real::{Real, RealServer};
+use crate::support::PATIENCE;
+
+/// A key: name, bytes (`None`: another type), milliseconds left (`None`: no end).
+pub type Found = (String, Option<Vec<u8>>, Option<u64>);
+
+/// What others do to the server, and what can be seen there.
+pub trait Backstage {
+    fn put(&mut self, key: &str, bytes: &[u8], left_ms: Option<u64>);
+    fn put_list(&mut self, key: &str);
+    fn delete(&mut self, key: &str);
+    /// What it answers to a script.
+    fn eval(&mut self, script: &str, args: &[&[u8]]) -> Result<Raw, String>;
+    /// In their order.
+    fn keys(&mut self) -> Vec<Found>;
+    /// No more memory, or enough of it.
+    fn set_full(&mut self, full: bool);
+    /// Another process with nothing in memory.
+    fn restart(&mut self);
+    /// Time passes on the server's clock.
+    fn pause(&mut self, micros: u64);
+    fn now(&mut self) -> NodeTime;
+}
+
+/// What the machine's wall clock shows.
+pub fn wall_clock() -> NodeTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    NodeTime { micros: since.as_micros().try_into().unwrap() }
+}
+
+/// A node with one connection to it.
+pub struct Subject {
+    pub backstage: Box<dyn Backstage>,
+    pub connection: Box<dyn Connection>,
+    node: Box<dyn Node>,
+}
+
+impl Subject {
+    pub async fn simulated() -> Self {
+        let simulated = Simulated::new();
+        Self::of(Box::new(simulated.clone()), Box::new(simulated)).await
+    }
+
+    pub async fn real(server: &RealServer) -> Self {
+        let real = Real::start(server);
+        Self::of(Box::new(real.node()), Box::new(real)).await
+    }
+
+    async fn of(node: Box<dyn Node>, backstage: Box<dyn Backstage>) -> Self {
+        let connection = node.connect().await.unwrap();
+        Self { backstage, connection, node }
+    }
+
+    /// Runs operations in one call.
+    pub async fn call(&self, batch: &[Op]) -> Replies {
+        match self.connection.call(batch, ScriptBy::Hash).await {
+            Err(WireError::NoScript) => self.connection.call(batch, ScriptBy::Text).await.unwrap(),
+            replies => replies.unwrap(),
+        }
+    }
+
+    /// Runs one operation.
+    pub async fn one(&self, op: Op) -> Reply {
+        self.call(&[op]).await.replies.remove(0)
+    }
+
+    /// Runs one operation again and again until its reply is `expected`; gives the node's time at that.
+    pub async fn until(&mut self, op: Op, expected: &Reply) -> NodeTime {
+        let start = self.backstage.now();
+        loop {
+            let replies = self.call(std::slice::from_ref(&op)).await;
+            if replies.replies[0] == *expected {
+                return replies.time;
+            }
+            let waited = replies.time.micros.saturating_sub(start.micros);
+            assert!(Duration::from_micros(waited) < PATIENCE, "still {:?}", replies.replies[0]);
+            self.backstage.pause(1_000);
+        }
+    }
+
+    /// Restarts the server and connects again.
+    pub async fn restart(&mut self) {
+        self.backstage.restart();
+        self.connection = self.node.connect().await.unwrap();
+    }
+}
+
+/// A server in memory with a clock that stands still unless it is moved, and was set right when it was made.
+#[derive(Clone)]
+pub struct Simulated(Arc<Mutex<(Server, NodeTime)>>);
+
+impl Simulated {
+    fn new() -> Self {
+        let server = Server::new("run 1");
+        Self(Arc::new(Mutex::new((server, wall_clock()))))
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Server, &mut NodeTime) -> T) -> T {
+        let (server, now) = &mut *self.0.lock().unwrap();
+        work(server, now)
+    }
+}
+
+impl Node for Simulated {
+    fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, WireError>> {
+        Box::pin(async { Ok(Box::new(self.clone()) as Box<dyn Connection>) })
+    }
+}
+
+impl Connection for Simulated {
+    fn probe(&self) -> BoxFuture<'_, Result<Probe, WireError>> {
+        Box::pin(async { Ok(self.with(|server, _| server.probe())) })
+    }
+
+    fn call<'a>(&'a self, batch: &'a [Op], by: ScriptBy) -> BoxFuture<'a, Result<Replies, WireError>> {
+        Box::pin(async move { self.with(|server, now| server.call(*now, batch, by)) })
+    }
+
+    fn closed(&self) -> BoxFuture<'static, Arc<str>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+impl Backstage for Simulated {
+    fn put(&mut self, key: &str, bytes: &[u8], left_ms: Option<u64>) {
+        self.with(|server, now| server.put(key, bytes, left_ms.map(|ms| now.as_millis() + ms)));
+    }
+
+    fn put_list(&mut self, key: &str) {
+        self.with(|server, _| server.put_list(key));
+    }
+
+    fn delete(&mut self, key: &str) {
+        self.with(|server, _| server.delete(key));
+    }
+
+    fn eval(&mut self, script: &str, args: &[&[u8]]) -> Result<Raw, String> {
+        self.with(|server, now| server.eval(*now, script, args))
+    }
+
+    fn keys(&mut self) -> Vec<Found> {
+        self.with(|server, now| {
+            let keys = server.keys(*now).into_iter();
+            keys.map(|(key, bytes, ends_at_ms)| (key, bytes, ends_at_ms.map(|end| end - now.as_millis()))).collect()
+        })
+    }
+
+    fn set_full(&mut self, full: bool) {
+        self.with(|server, _| server.set_full(full));
+    }
+
+    fn restart(&mut self) {
+        self.with(|server, now| server.restart(&format!("run {}", now.micros), |_| false));
+        self.pause(1_000);
+    }
+
+    fn pause(&mut self, micros: u64) {
+        self.with(|_, now| now.micros += micros);
+    }
+
+    fn now(&mut self) -> NodeTime {
+        self.with(|_, now| *now)
+    }
+}
