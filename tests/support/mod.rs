@@ -108,7 +108,10 @@ impl Drop for Process {
 pub struct Redis {
     process: Process,
     pub port: u16,
+    program: PathBuf,
     options: Vec<String>,
+    /// What it finds in its environment beside what is there anyway.
+    environment: Vec<(String, String)>,
     directory: tempfile::TempDir,
     /// Options of redis-cli that reach it.
     client: Vec<String>,
@@ -121,13 +124,28 @@ impl Redis {
 
     /// With options that redis-cli needs, such as `-a PASSWORD`.
     pub fn start_with_client(options: &[&str], client: &[&str]) -> Self {
+        Self::start_as(Path::new("redis-server"), options, client, Vec::new())
+    }
+
+    /// A server of another version or make.
+    pub fn start_program(program: &Path, options: &[&str], client: &[&str]) -> Self {
+        Self::start_as(program, options, client, Vec::new())
+    }
+
+    /// With more in its environment.
+    pub fn start_in(options: &[&str], client: &[&str], environment: Vec<(String, String)>) -> Self {
+        Self::start_as(Path::new("redis-server"), options, client, environment)
+    }
+
+    fn start_as(program: &Path, options: &[&str], client: &[&str], environment: Vec<(String, String)>) -> Self {
         let mut directory = tempfile::tempdir().unwrap();
         let options: Vec<String> = options.iter().map(ToString::to_string).collect();
         loop {
             let port = free_port();
-            let process = launch(port, directory.path(), &options);
+            let process = launch(program, port, directory.path(), &options, &environment);
             let client = client.iter().map(ToString::to_string).collect();
-            let mut redis = Self { process, port, options: options.clone(), directory, client };
+            let (program, options, environment) = (program.to_owned(), options.clone(), environment.clone());
+            let mut redis = Self { process, port, program, options, environment, directory, client };
             if redis.comes_up() {
                 return redis;
             }
@@ -218,7 +236,7 @@ impl Redis {
         self.process.kill();
         let started = Instant::now();
         loop {
-            self.process = launch(self.port, self.directory.path(), &self.options);
+            self.process = launch(&self.program, self.port, self.directory.path(), &self.options, &self.environment);
             if self.comes_up() {
                 return;
             }
@@ -226,10 +244,21 @@ impl Redis {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+
+    /// Starts it again on the same port, with nothing.
+    pub fn start_again_empty(&mut self) {
+        self.process.kill();
+        for entry in std::fs::read_dir(self.directory.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }.unwrap();
+        }
+        self.start_again();
+    }
 }
 
-fn launch(port: u16, directory: &Path, options: &[String]) -> Process {
-    let mut command = Command::new("redis-server");
+fn launch(program: &Path, port: u16, directory: &Path, options: &[String], environment: &[(String, String)]) -> Process {
+    let mut command = Command::new(program);
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.args(["--bind", "127.0.0.1", "--daemonize", "no", "--maxmemory-policy", "noeviction", "--dir"]).arg(directory);
     if !options.iter().any(|option| option == "--port") {
         command.args(["--port", &port.to_string()]);
