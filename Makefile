@@ -4,6 +4,9 @@ CARGO ?= cargo
 PYTHON ?= python3
 VENV := target/venv
 ARGS ?=
+DURATION ?= 30m
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 
 .PHONY: help run test test-compose lint doc install compare prove-tokens prove-sim mutants test-matrix soak clean
 
@@ -68,9 +71,10 @@ prove-tokens:
 prove-sim:
 	SIM_SEEDS=$(or $(SIM_SEEDS),20000) $(CARGO) test --locked --release --test sim -- --nocapture
 
+# The harness's own lines left out.
 mutants:
-	$(CARGO) test --locked --release --features mutants --test sim mutants -- --ignored --nocapture
-DURATION ?= 30m
+	@$(CARGO) test --locked --release --features mutants --test sim mutants -- --ignored --nocapture \
+	  | grep --line-buffered -E '^(caught|SURVIVED|[0-9]+/[0-9]+ caught)'
 
 soak:
 	@tools/need redis-server=redis-server

@@ -37,7 +37,7 @@ mod chosen {
         ("release-is-not-sent-again", "a release whose connection broke is forgotten"),
         ("release-without-compare", "a release deletes whatever is there"),
         ("token-before-quorum", "a token that was taken before the quorum is handed out"),
-        ("token-handed-out-twice", "blocks of tokens overlap"),
+        ("token-handed-out-twice", "the counter is raised by one, however many tokens are handed out"),
         ("counter-begins-at-zero", "a counter without any trace starts with low numbers"),
         ("renewal-counts-healed-nodes", "a node that had lost the key counts for the renewal"),
         ("renewal-shortens", "a renewal to less takes time away"),

@@ -84,7 +84,8 @@ impl Fence {
             return;
         }
         let spare = if mutant!("token-before-quorum") { SPARE } else { 0 };
-        let op = Op::Tokens { key: self.key.clone(), count: block.len() + spare };
+        let count = if mutant!("token-handed-out-twice") { 1 } else { block.len() + spare };
+        let op = Op::Tokens { key: self.key.clone(), count };
         let block = Block { fence: self.clone(), needed_by: Mutex::new(block) };
         self.link.post(op, Arc::new(block), self.env.now());
     }

@@ -89,7 +89,15 @@ impl Plan {
     pub fn draw(rng: &mut StdRng, nodes: usize, proxies: usize, until: At, assumptions: Assumptions) -> Self {
         let count = rng.random_range(0..10);
         let at = |rng: &mut StdRng| millis(rng, 100, until.as_millis() as u64);
-        let mut plan: Vec<(At, Fault)> = (0..count).map(|_| (at(rng), usual(rng, nodes, proxies))).collect();
+        let mut plan: Vec<(At, Fault)> = Vec::new();
+        for _ in 0..count {
+            let (at, fault) = (at(rng), usual(rng, nodes, proxies));
+            plan.push((at, fault));
+            // A bad switch, a full disk array: the same befalls others at that instant.
+            if rng.random_bool(0.2) {
+                plan.extend((0..nodes).filter(|_| rng.random_bool(0.6)).map(|site| (at, fault.at(site))));
+            }
+        }
         if assumptions == Assumptions::Broken {
             for _ in 0..rng.random_range(1..4) {
                 plan.push((at(rng), breaking(rng, nodes)));
@@ -98,6 +106,15 @@ impl Plan {
         }
         plan.sort_by_key(|(at, _)| *at);
         Self(plan)
+    }
+
+    /// From some of the proxies it is far to the designated server, behind the `nodes`, all the time.
+    pub fn far_counter(&mut self, rng: &mut StdRng, nodes: usize, proxies: usize) {
+        let far: Vec<usize> = (0..proxies).filter(|_| rng.random_bool(0.5)).collect();
+        for proxy in far {
+            let far = Fault::Slow { proxy, site: nodes, by: millis(rng, 5, 40), span: Duration::from_secs(60) };
+            self.0.insert(0, (At::ZERO, far));
+        }
     }
 
     /// Lets all of them happen, and ends when the last is over.
@@ -149,6 +166,26 @@ fn breaking(rng: &mut StdRng, nodes: usize) -> Fault {
 }
 
 impl Fault {
+    /// The same at a lock node, which may not forget.
+    fn at(self, other: usize) -> Self {
+        let mut fault = self;
+        if let Self::Crash { keeps, .. } = &mut fault {
+            *keeps = Keeps::Everything;
+        }
+        match &mut fault {
+            Self::Crash { site, .. }
+            | Self::Stop { site, .. }
+            | Self::Save { site }
+            | Self::Hole { site, .. }
+            | Self::Slow { site, .. }
+            | Self::Cuts { site, .. }
+            | Self::Fails { site, .. }
+            | Self::Leap { site, .. } => *site = other,
+            Self::StopProxy { .. } | Self::KillProxy { .. } => {}
+        }
+        fault
+    }
+
     /// Begins, lasts, and heals.
     pub async fn happen(self, world: &Arc<World>) {
         let shared = &world.shared;

@@ -23,6 +23,8 @@ pub struct Habits {
     pub names: usize,
     /// In milliseconds.
     pub ttls: Vec<u64>,
+    /// Between two locks, at most.
+    pub rests_ms: u64,
     /// One in so many messages between clients and proxies is lost; 0: none is.
     pub loses_one_in: u32,
     /// No new lock is asked for after that, if there were enough grants.
@@ -237,7 +239,7 @@ impl Client {
     pub async fn live(self: Arc<Self>, habits: Habits) {
         let shared = self.world.shared.clone();
         while shared.now() < habits.until || self.wants_more() {
-            shared.sleep(shared.span(0, 400)).await;
+            shared.sleep(shared.span(0, habits.rests_ms)).await;
             let ttl_ms = shared.chance(|rng| *habits.ttls.choose(rng).expect("there are some"));
             let name = format!("name-{}", shared.chance(|rng| rng.random_range(0..habits.names)));
             let wait = if shared.one_in(3) { Duration::ZERO } else { shared.span(0, 3_000) };
@@ -300,6 +302,11 @@ impl Client {
                     self.renew(&mut held, less).await;
                 }
                 3 => {
+                    // So short that it may be over when the answer is there: then nothing is taken away.
+                    let least = Ttl::from_millis(10, Ttl::LONGEST).expect("the least");
+                    self.renew(&mut held, least).await;
+                }
+                4 => {
                     let call = async { self.reach(held.proxy).await?.check(&held.granted.id).await.ok() };
                     self.ask(call).await;
                 }

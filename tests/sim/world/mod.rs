@@ -31,6 +31,8 @@ pub struct Size {
     pub proxies: usize,
     /// A node's time-out at every proxy.
     pub node_timeout: Duration,
+    /// The longest usual time of a message between a proxy and a server.
+    pub latency: Duration,
 }
 
 /// What all parts of the world share.
@@ -75,6 +77,11 @@ impl Shared {
         self.chance(|rng| rng.random_ratio(1, n))
     }
 
+    /// Up to `longest`, in steps of 50 microseconds.
+    pub fn up_to(&self, longest: Duration) -> Duration {
+        Duration::from_micros(50 * self.chance(|rng| rng.random_range(0..=longest.as_micros() as u64 / 50)))
+    }
+
     /// Between `from` and `to` milliseconds, in steps of 50 microseconds.
     pub fn span(&self, from_ms: u64, to_ms: u64) -> Duration {
         Duration::from_micros(50 * self.chance(|rng| rng.random_range(from_ms * 20..=to_ms * 20)))
@@ -114,7 +121,7 @@ impl World {
             rng,
             history: if verbose { History::verbose() } else { History::default() },
             sites,
-            lines: vec![vec![Line::default(); size.nodes + 1]; size.proxies],
+            lines: vec![vec![Line::usual(size.latency); size.nodes + 1]; size.proxies],
             register: Register::default(),
             landed: BTreeMap::new(),
             owned: BTreeSet::new(),

@@ -17,6 +17,8 @@ use super::site;
 /// The way from one proxy to one server.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Line {
+    /// The longest usual time of a message.
+    usual: Duration,
     /// Nothing reaches the server until then.
     pub requests_held_until: At,
     /// Nothing comes back until then.
@@ -28,6 +30,13 @@ pub struct Line {
     pub cuts_one_in: u32,
     /// One in so many calls fails half way, with what it had written in place; 0: none does.
     pub fails_one_in: u32,
+}
+
+impl Line {
+    /// One on which nothing goes wrong.
+    pub fn usual(longest: Duration) -> Self {
+        Self { usual: longest, ..Self::default() }
+    }
 }
 
 /// One end of a connection as its server sees it.
@@ -152,7 +161,7 @@ impl SimNode {
 }
 
 fn delay(shared: &Shared, line: Line) -> Duration {
-    let usual = if shared.one_in(50) { shared.span(1, 20) } else { shared.span(0, 1) };
+    let usual = if shared.one_in(50) { shared.span(1, 20) } else { shared.up_to(line.usual) };
     if line.slow_until > shared.now() { usual + line.slow } else { usual }
 }
 

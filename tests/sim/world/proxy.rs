@@ -189,6 +189,13 @@ impl Proxy {
             Ok(grant) => grant,
             Err(failure) => return Some(Err(label(&failure))),
         };
+        // The client may go away when the grant is there and its answer is not written yet.
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return None,
+            () = self.shared.sleep(self.shared.span(0, 1)) => {}
+        }
+        self.gate.passes(self.shared.time).await;
         let Some((validity, served_for)) = grant.answer() else { return Some(Err("too late")) };
         let id = grant.lock_id();
         let lease = self.granted(want, &id, valid_until(served_for, validity));
