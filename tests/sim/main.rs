@@ -10,5 +10,6 @@ mod memory;
 #[path = "../oracle/mod.rs"]
 mod oracle;
 mod run;
+mod scenarios;
 mod seeds;
 mod world;
