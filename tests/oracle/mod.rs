@@ -60,6 +60,11 @@ pub fn judge(history: &History, assumptions: Assumptions) -> Vec<Violation> {
     found
 }
 
+/// How often the protected resource took the write of a holder whose lease another had followed.
+pub fn stale_writes_taken(history: &History) -> usize {
+    register::stale_writes_taken(history)
+}
+
 /// How often two clients could rely on the same lock at one instant.
 pub fn overlaps(history: &History) -> usize {
     exclusion::check(history).len()

@@ -18,7 +18,7 @@ pub(super) fn check(history: &History) -> Vec<Violation> {
             let stale = lease.granted_by < holder.not_before;
             let newer = holder.granted_by < lease.not_before;
             if write.accepted && stale {
-                found.push(violation(write, lease, last, holder, "accepted, though stale"));
+                found.push(violation(write, lease, last, holder, TAKEN));
             }
             if !write.accepted && newer {
                 found.push(violation(write, lease, last, holder, "refused, though newer"));
@@ -30,6 +30,13 @@ pub(super) fn check(history: &History) -> Vec<Violation> {
     }
     found
 }
+
+/// Writes of stale holders that the resource took.
+pub(super) fn stale_writes_taken(history: &History) -> usize {
+    check(history).iter().filter(|violation| violation.what.contains(TAKEN)).count()
+}
+
+const TAKEN: &str = "accepted, though stale";
 
 fn violation(write: &Write, lease: &Lease, last: &Write, holder: &Lease, how: &str) -> Violation {
     let what = format!(

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::history::{Call, Held, History, Intrusion, Lease, Leftover, Promise, Recovery, Removal, Write};
-use super::{Assumptions, Violation, judge, overlaps};
+use super::{Assumptions, Violation, judge, overlaps, stale_writes_taken};
 
 fn at(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -128,7 +128,11 @@ fn grants_at_the_same_time_may_have_their_tokens_in_any_order() {
 
 #[test]
 fn a_resource_that_takes_a_stale_write_is_rejected() {
-    rejects("register", true, |history| history.writes[2].accepted = true);
+    assert_eq!(stale_writes_taken(&good()), 0);
+    rejects("register", true, |history| {
+        history.writes[2].accepted = true;
+        assert_eq!(stale_writes_taken(history), 1);
+    });
 }
 
 #[test]

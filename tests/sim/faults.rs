@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use rand::Rng;
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 
-use crate::oracle::Assumptions;
 use crate::oracle::history::At;
 use crate::world::{Shared, World};
 
@@ -80,13 +80,38 @@ pub enum Fault {
     },
 }
 
+/// An assumption that does not hold in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Breakage {
+    Forgets,
+    ForgetsSome,
+    HasOldData,
+    MajorityForgets,
+    ClockAhead,
+    ClockBack,
+    MajorityAhead,
+}
+
+impl Breakage {
+    /// Each, and what it is for people.
+    pub const ALL: [(Self, &str); 7] = [
+        (Self::Forgets, "a node restarts without its data"),
+        (Self::ForgetsSome, "a node restarts with half of its keys"),
+        (Self::HasOldData, "a node restarts with an old copy of its data"),
+        (Self::MajorityForgets, "a majority restarts without its data"),
+        (Self::ClockAhead, "a node's clock leaps ahead by 0.1 to 20 s"),
+        (Self::ClockBack, "a node's clock leaps back by 0.1 to 20 s"),
+        (Self::MajorityAhead, "the clocks of a majority leap ahead by 0.1 to 20 s"),
+    ];
+}
+
 /// The faults of one run.
 #[derive(Clone, Debug, Default)]
 pub struct Plan(pub Vec<(At, Fault)>);
 
 impl Plan {
-    /// Between none and nine faults before `until`. Those that break an assumption only if that is wanted.
-    pub fn draw(rng: &mut StdRng, nodes: usize, proxies: usize, until: At, assumptions: Assumptions) -> Self {
+    /// Between none and nine faults before `until`, and what breaks an assumption one to three times.
+    pub fn draw(rng: &mut StdRng, nodes: usize, proxies: usize, until: At, breakage: Option<Breakage>) -> Self {
         let count = rng.random_range(0..10);
         let at = |rng: &mut StdRng| millis(rng, 100, until.as_millis() as u64);
         let mut plan: Vec<(At, Fault)> = Vec::new();
@@ -98,10 +123,13 @@ impl Plan {
                 plan.extend((0..nodes).filter(|_| rng.random_bool(0.6)).map(|site| (at, fault.at(site))));
             }
         }
-        if assumptions == Assumptions::Broken {
+        if let Some(breakage) = breakage {
             for _ in 0..rng.random_range(1..4) {
-                plan.push((at(rng), breaking(rng, nodes)));
-                plan.push((at(rng), Fault::Save { site: rng.random_range(0..nodes) }));
+                let happens = at(rng);
+                // Old data is of half an hour ago in life, of a second here.
+                let saved = happens.saturating_sub(millis(rng, 50, 1_000));
+                plan.extend((0..nodes).map(|site| (saved, Fault::Save { site })));
+                plan.extend(breakage.draw(rng, nodes).into_iter().map(|fault| (happens, fault)));
             }
         }
         plan.sort_by_key(|(at, _)| *at);
@@ -154,14 +182,22 @@ fn usual(rng: &mut StdRng, nodes: usize, proxies: usize) -> Fault {
     }
 }
 
-/// Nodes that forget, and clocks that leap: what quarantine and clock guard are for.
-fn breaking(rng: &mut StdRng, nodes: usize) -> Fault {
-    let site = rng.random_range(0..nodes);
-    match rng.random_range(0..4) {
-        0 => Fault::Leap { site, by: millis(rng, 100, 20_000), back: rng.random_bool(0.3) },
-        1 => Fault::Crash { site, down: millis(rng, 1, 50), keeps: Keeps::Some },
-        2 => Fault::Crash { site, down: millis(rng, 1, 50), keeps: Keeps::Snapshot },
-        _ => Fault::Crash { site, down: millis(rng, 1, 50), keeps: Keeps::Nothing },
+impl Breakage {
+    /// It happens to whom it happens to.
+    fn draw(self, rng: &mut StdRng, nodes: usize) -> Vec<Fault> {
+        let mut sites: Vec<usize> = (0..nodes).collect();
+        sites.shuffle(rng);
+        let crash = |rng: &mut StdRng, site, keeps| Fault::Crash { site, down: millis(rng, 1, 50), keeps };
+        let leap = |rng: &mut StdRng, site, back| Fault::Leap { site, by: millis(rng, 100, 20_000), back };
+        match self {
+            Self::Forgets => vec![crash(rng, sites[0], Keeps::Nothing)],
+            Self::ForgetsSome => vec![crash(rng, sites[0], Keeps::Some)],
+            Self::HasOldData => vec![crash(rng, sites[0], Keeps::Snapshot)],
+            Self::MajorityForgets => sites[..nodes / 2 + 1].iter().map(|site| crash(rng, *site, Keeps::Nothing)).collect(),
+            Self::ClockAhead => vec![leap(rng, sites[0], false)],
+            Self::ClockBack => vec![leap(rng, sites[0], true)],
+            Self::MajorityAhead => sites[..nodes / 2 + 1].iter().map(|site| leap(rng, *site, false)).collect(),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-use crate::faults::Plan;
+use crate::faults::{Breakage, Plan};
 use crate::oracle::history::{Call, History, Leftover, Recovery};
 use crate::oracle::{Assumptions, Violation, judge};
 use crate::world::client::{Client, Habits, Outcome};
@@ -39,7 +39,7 @@ struct Draw {
 }
 
 impl Draw {
-    fn new(seed: u64, assumptions: Assumptions) -> Self {
+    fn new(seed: u64, breakage: Option<Breakage>) -> Self {
         // Another stream than the world's.
         let rng = &mut StdRng::seed_from_u64(!seed);
         let nodes = *[5, 5, 5, 3, 4].choose(rng).expect("some");
@@ -64,7 +64,7 @@ impl Draw {
                 Habits { names: rng.random_range(1..=4), ttls, rests_ms: 400, loses_one_in, until }
             }
         };
-        let mut plan = Plan::draw(rng, nodes, proxies, habits.until, assumptions);
+        let mut plan = Plan::draw(rng, nodes, proxies, habits.until, breakage);
         if rng.random_bool(0.2) {
             plan.far_counter(rng, nodes, proxies);
         }
@@ -74,9 +74,10 @@ impl Draw {
     }
 }
 
-/// A random run.
-pub fn random(seed: u64, assumptions: Assumptions, verbose: bool) -> Judged {
-    let draw = Draw::new(seed, assumptions);
+/// A random run, in which all assumptions hold, or one does not.
+pub fn random(seed: u64, breakage: Option<Breakage>, verbose: bool) -> Judged {
+    let draw = Draw::new(seed, breakage);
+    let assumptions = if breakage.is_some() { Assumptions::Broken } else { Assumptions::Hold };
     simulate(seed, draw.size, assumptions, verbose, async move |world| {
         let Draw { clients, habits, plan, .. } = draw;
         let mut lives = tokio::task::JoinSet::new();

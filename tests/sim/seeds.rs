@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::faults::Breakage;
 use crate::oracle::history::{History, Tally};
-use crate::oracle::{Assumptions, Violation, overlaps};
+use crate::oracle::{Violation, overlaps, stale_writes_taken};
 use crate::run::{self, Judged};
 
 /// How many seeds are run if nobody says: `make test` and `make prove-sim` do, and build for speed.
 const SEEDS: u64 = 100;
 
-/// Runs in which assumptions are broken on purpose, for each of the others.
+/// For so many runs in which all assumptions hold there is one for each that is broken.
 const BROKEN_SHARE: u64 = 10;
 
 /// What the environment says of `name`.
@@ -29,6 +30,8 @@ struct Sum {
     tally: Tally,
     losses: BTreeMap<&'static str, usize>,
     faults: usize,
+    /// Writes of stale holders that the register took.
+    stale_taken: usize,
     overlaps: usize,
     /// Runs with an overlap.
     overlapping: u64,
@@ -48,6 +51,7 @@ impl Sum {
         for (why, count) in &judged.history.losses {
             *self.losses.entry(why).or_default() += count;
         }
+        self.stale_taken += stale_writes_taken(&judged.history);
         let overlaps = overlaps(&judged.history);
         self.overlaps += overlaps;
         self.overlapping += u64::from(overlaps > 0);
@@ -58,7 +62,7 @@ impl Sum {
 }
 
 /// Runs the seeds `from..=to` on all processors.
-fn run_all(from: u64, to: u64, assumptions: Assumptions) -> Sum {
+fn run_all(from: u64, to: u64, breakage: Option<Breakage>) -> Sum {
     let (next, sum) = (AtomicU64::new(from), Mutex::new(Sum::default()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
@@ -69,7 +73,7 @@ fn run_all(from: u64, to: u64, assumptions: Assumptions) -> Sum {
                     if seed > to {
                         break;
                     }
-                    let judged = run_one(seed, assumptions);
+                    let judged = run_one(seed, breakage);
                     sum.lock().unwrap().add(seed, &judged);
                 }
             });
@@ -79,31 +83,31 @@ fn run_all(from: u64, to: u64, assumptions: Assumptions) -> Sum {
 }
 
 /// Runs a seed; a panic in it is a violation too.
-fn run_one(seed: u64, assumptions: Assumptions) -> Judged {
-    std::panic::catch_unwind(|| run::random(seed, assumptions, false)).unwrap_or_else(|_| Judged {
+fn run_one(seed: u64, breakage: Option<Breakage>) -> Judged {
+    std::panic::catch_unwind(|| run::random(seed, breakage, false)).unwrap_or_else(|_| Judged {
         history: History::default(),
         violations: vec![Violation { invariant: "panic", what: "see above".to_owned() }],
     })
 }
 
-fn replay(seed: u64, assumptions: Assumptions) {
-    let judged = run::random(seed, assumptions, true);
+fn replay(seed: u64, breakage: Option<Breakage>) {
+    let judged = run::random(seed, breakage, true);
     judged.history.lines().iter().for_each(|line| println!("{line}"));
-    println!("SIM_SEED={seed} {assumptions:?} hash {} {:?}", judged.history.hash(), judged.history.tally());
+    println!("SIM_SEED={seed} hash {} {:?}", judged.history.hash(), judged.history.tally());
     assert!(judged.violations.is_empty(), "SIM_SEED={seed}: {:#?}", judged.violations);
 }
 
-fn prove(assumptions: Assumptions, seeds: u64) -> Sum {
-    let sum = run_all(1, seeds, assumptions);
-    println!("{assumptions:?}: {sum:#?}");
-    if let Some((seed, violation)) = sum.failed.iter().min() {
-        panic!("SIM_SEED={seed}: {violation} ({} of {} seeds failed)", sum.failed.len(), sum.runs);
+impl Sum {
+    /// Panics if a promise broke, and if nothing was proved: no victory is empty.
+    fn must_be_sound(&self, breakage: Option<Breakage>) {
+        if let Some((seed, violation)) = self.failed.iter().min() {
+            let replay = breakage.map_or_else(String::new, |breakage| format!(" SIM_BREAKS={breakage:?}"));
+            panic!("SIM_SEED={seed}{replay}: {violation} ({} of {} seeds failed)", self.failed.len(), self.runs);
+        }
+        assert!(self.busy * 100 >= self.runs * 95, "only {} of {} seeds granted ten leases", self.busy, self.runs);
+        assert!(self.tally.refused_writes > 0, "no seed refused a stale write");
+        assert!(self.tally.losses > 0, "nobody ever lost");
     }
-    // No victory is empty.
-    assert!(sum.busy * 100 >= sum.runs * 95, "only {} of {} seeds granted ten leases", sum.busy, sum.runs);
-    assert!(sum.tally.refused_writes > 0, "no seed refused a stale write");
-    assert!(sum.tally.losses > 0, "nobody ever lost");
-    sum
 }
 
 fn wanted_seeds() -> u64 {
@@ -113,26 +117,44 @@ fn wanted_seeds() -> u64 {
 #[test]
 fn every_promise_holds_in_every_run() {
     match number("SIM_SEED") {
-        Some(seed) => replay(seed, Assumptions::Hold),
-        None => assert_eq!(prove(Assumptions::Hold, wanted_seeds()).overlaps, 0),
+        Some(seed) if std::env::var_os("SIM_BREAKS").is_none() => replay(seed, None),
+        Some(_) => {}
+        None => {
+            let sum = run_all(1, wanted_seeds(), None);
+            println!("{sum:#?}");
+            sum.must_be_sound(None);
+            assert_eq!(sum.overlaps, 0);
+        }
     }
 }
 
 /// Nodes forget, clocks leap: exclusion alone fails, and the tokens protect the register still.
 #[test]
 fn tokens_protect_the_register_when_assumptions_are_broken() {
-    match number("SIM_SEED") {
-        Some(seed) => replay(seed, Assumptions::Broken),
-        None => {
-            let sum = prove(Assumptions::Broken, wanted_seeds().div_ceil(BROKEN_SHARE).max(SEEDS));
-            assert!(sum.overlaps > 0, "nothing was broken");
-        }
+    if let Some(seed) = number("SIM_SEED") {
+        let breaks = std::env::var("SIM_BREAKS").unwrap_or_default();
+        let wanted = Breakage::ALL.into_iter().find(|(breakage, _)| format!("{breakage:?}") == breaks);
+        return wanted.map_or((), |(breakage, _)| replay(seed, Some(breakage)));
     }
+    let seeds = wanted_seeds().div_ceil(BROKEN_SHARE).max(SEEDS);
+    println!(
+        "| once to three times in a run | runs | with two holders at once | leases | overlaps | stale writes refused | taken |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    let mut overlaps = 0;
+    for (breakage, what) in Breakage::ALL {
+        let sum = run_all(1, seeds, Some(breakage));
+        let (grants, refused, taken) = (sum.tally.grants, sum.tally.refused_writes, sum.stale_taken);
+        println!("| {what} | {} | {} | {grants} | {} | {refused} | {taken} |", sum.runs, sum.overlapping, sum.overlaps);
+        sum.must_be_sound(Some(breakage));
+        overlaps += sum.overlaps;
+    }
+    assert!(overlaps > 0, "nothing was broken");
 }
 
 #[test]
 fn one_seed_is_one_history() {
-    let hashes = || -> Vec<String> { (1..=5).map(|seed| run::random(seed, Assumptions::Hold, false).history.hash()).collect() };
+    let hashes = || -> Vec<String> { (1..=5).map(|seed| run::random(seed, None, false).history.hash()).collect() };
     let here = hashes();
     assert_eq!(here, hashes());
     // On a thread of its own, with another interpreter.
@@ -154,9 +176,7 @@ mod mutants {
 
     fn caught() -> Option<(u64, String)> {
         let starts = (0..MOST).step_by(AT_A_TIME as usize);
-        starts
-            .map(|start| run_all(start + 1, start + AT_A_TIME, Assumptions::Hold))
-            .find_map(|sum| sum.failed.into_iter().min())
+        starts.map(|start| run_all(start + 1, start + AT_A_TIME, None)).find_map(|sum| sum.failed.into_iter().min())
     }
 
     #[test]
