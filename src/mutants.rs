@@ -35,6 +35,7 @@ mod chosen {
         ("grant-without-receiver-is-left", "a grant that nobody receives is not released"),
         ("release-overtakes-its-set", "in a batch every release goes first, also before its own SET"),
         ("release-is-not-sent-again", "a release whose connection broke is forgotten"),
+        ("queued-release-is-not-answered", "a release behind a call that timed out waits until the node is back"),
         ("release-without-compare", "a release deletes whatever is there"),
         ("token-before-quorum", "a token that was taken before the quorum is handed out"),
         ("token-handed-out-twice", "the counter is raised by one, however many tokens are handed out"),

@@ -60,9 +60,10 @@ pub struct CompareArgs {
     /// Acquires with stopped nodes around which the proxy's memory is read [default: 100000; quick: 10000]
     #[arg(long, value_name = "COUNT")]
     stopped_acquires: Option<u64>,
-    /// Threads of this process that serve the callers
-    #[arg(long, value_parser = value_parser!(u8).range(1..=64), default_value_t = 1)]
-    pub threads: u8,
+    /// Threads of this process that serve the callers; 1 is a runtime without threads of its own [default: one for each
+    /// processor, as a program with #[tokio::main] has]
+    #[arg(long, value_parser = value_parser!(u8).range(1..=64))]
+    threads: Option<u8>,
     /// A run of about 20 seconds: rough figures
     #[arg(long)]
     quick: bool,
@@ -88,6 +89,12 @@ impl CompareArgs {
         }
     }
 
+    /// Threads that serve the callers.
+    pub fn threads(&self) -> u8 {
+        let processors = || std::thread::available_parallelism().ok().and_then(|count| u8::try_from(count.get()).ok());
+        self.threads.or_else(processors).unwrap_or(1)
+    }
+
     fn window(&self) -> Duration {
         self.window.unwrap_or(Duration::from_secs(if self.quick { 1 } else { 3 }))
     }
@@ -105,7 +112,7 @@ pub async fn run(args: &CompareArgs, servers: &Servers) -> Result<u64, Error> {
         processes: servers.processes(),
         window: args.window(),
         rounds: args.rounds,
-        report: Report::default(),
+        report: Report { threads: args.threads(), ..Report::default() },
     };
     if args.parts.contains(&Part::Pairs) {
         for clients in args.clients() {
@@ -245,6 +252,9 @@ mod tests {
         let full = parse(&[]).unwrap();
         assert_eq!((full.clients(), full.window()), (vec![1, 16, 64, 256], Duration::from_secs(3)));
         assert_eq!((full.parts.len(), full.stopped_acquires()), (2, 100_000));
+        let processors = std::thread::available_parallelism().unwrap().get();
+        assert_eq!(usize::from(full.threads()), processors);
+        assert_eq!(parse(&["--threads", "3"]).unwrap().threads(), 3);
         let quick = parse(&["--quick", "--clients", "8,9", "--parts", "pairs"]).unwrap();
         assert_eq!((quick.clients(), quick.window()), (vec![8, 9], Duration::from_secs(1)));
         assert_eq!((quick.parts, quick.stopped_acquires), (vec![Part::Pairs], None));

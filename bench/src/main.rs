@@ -72,7 +72,7 @@ fn run_compare(args: &CompareArgs) -> ExitCode {
         Ok(servers) => servers,
         Err(error) => return failed(&error),
     };
-    let runtime = match runtime(args.threads) {
+    let runtime = match runtime(args.threads()) {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };

@@ -14,6 +14,8 @@ const FAILURES_SHOWN: usize = 10;
 /// Everything that was measured.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
+    /// Threads that served the callers.
+    pub threads: u8,
     /// Lock pairs by target and number of callers.
     pub rows: Vec<Row>,
     /// Healthy against stopped nodes.
@@ -151,7 +153,9 @@ impl Report {
         if !self.rows.is_empty() {
             let head = ["callers", "target", "pairs/s", "least..most", "client", "proxy", "redis", "CPU us/pair", "p50 ms"];
             let head = head.iter().chain(&["p99 ms", "of rslock"]).map(ToString::to_string).collect();
-            text += "Lock pairs: acquire and release of a name of one's own, nobody in the way\n\n";
+            let threads = if self.threads == 1 { "1 thread".to_owned() } else { format!("{} threads", self.threads) };
+            text += "Lock pairs: acquire and release of a name of one's own, nobody in the way; ";
+            text += &format!("callers on {threads}\n\n");
             text += &table(&[vec![head], self.rows.iter().map(Row::cells).collect()].concat());
         }
         if let Some(stopped) = &self.stopped {

@@ -176,7 +176,9 @@ impl Mailbox {
                 let queue = std::mem::take(&mut waiting.queue);
                 // What came while there was no chance was answered when it came.
                 let answered = before.objection().is_some();
-                let unanswered = queue.iter().filter(|_| !answered).map(|entry| entry.reply_to.clone()).collect();
+                let left_waiting = |entry: &Entry| mutant!("queued-release-is-not-answered") && entry.op.is_release();
+                let waits = queue.iter().filter(|entry| !answered && !left_waiting(entry));
+                let unanswered = waits.map(|entry| entry.reply_to.clone()).collect();
                 let (kept, dropped) =
                     queue.into_iter().partition(|entry| entry.op.is_release() && now - entry.posted_at < self.release_lives);
                 waiting.queue = kept;

@@ -22,7 +22,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// What many runs came to.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Sum {
     runs: u64,
     /// Runs with at least ten grants.
@@ -36,18 +36,24 @@ struct Sum {
     /// Runs with an overlap.
     overlapping: u64,
     failed: Vec<(u64, String)>,
+    /// What every seed came to: hash, grants, losses, refused stale writes, faults.
+    seeds: BTreeMap<u64, String>,
 }
 
 impl Sum {
     fn add(&mut self, seed: u64, judged: &Judged) {
         let tally = judged.history.tally();
+        let faults = judged.history.faults.len();
+        let Tally { grants, losses, refused_writes, .. } = tally;
+        let line = format!("{seed},{},{grants},{losses},{refused_writes},{faults}", judged.history.hash());
+        self.seeds.insert(seed, line);
         self.runs += 1;
         self.busy += u64::from(tally.grants >= 10);
         self.tally.grants += tally.grants;
         self.tally.losses += tally.losses;
         self.tally.writes += tally.writes;
         self.tally.refused_writes += tally.refused_writes;
-        self.faults += judged.history.faults.len();
+        self.faults += faults;
         for (why, count) in &judged.history.losses {
             *self.losses.entry(why).or_default() += count;
         }
@@ -98,6 +104,33 @@ fn replay(seed: u64, breakage: Option<Breakage>) {
 }
 
 impl Sum {
+    /// For people.
+    fn text(&self) -> String {
+        let Tally { grants, writes, refused_writes, .. } = self.tally;
+        let losses: Vec<String> = self.losses.iter().map(|(why, count)| format!("{count} {why}")).collect();
+        format!(
+            "{} runs, {} with ten grants or more; {grants} leases, {} overlaps; {writes} writes, {refused_writes} stale ones \
+             refused, {} taken; {} faults; attempts without a grant: {}",
+            self.runs,
+            self.busy,
+            self.overlaps,
+            self.stale_taken,
+            self.faults,
+            losses.join(", ")
+        )
+    }
+
+    /// A line for each seed, in `target/sim`: the same program writes the same file again.
+    fn write_down(&self, name: &str) -> std::path::PathBuf {
+        let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("sim");
+        std::fs::create_dir_all(&directory).unwrap();
+        let head = "seed,hash,grants,losses,refused_stale_writes,faults".to_owned();
+        let lines: Vec<String> = std::iter::once(head).chain(self.seeds.values().cloned()).collect();
+        let file = directory.join(format!("{name}.csv"));
+        std::fs::write(&file, lines.join("\n") + "\n").unwrap();
+        file
+    }
+
     /// Panics if a promise broke, and if nothing was proved: no victory is empty.
     fn must_be_sound(&self, breakage: Option<Breakage>) {
         if let Some((seed, violation)) = self.failed.iter().min() {
@@ -121,7 +154,8 @@ fn every_promise_holds_in_every_run() {
         Some(_) => {}
         None => {
             let sum = run_all(1, wanted_seeds(), None);
-            println!("{sum:#?}");
+            println!("{}", sum.text());
+            println!("every seed: {}", sum.write_down("hold").display());
             sum.must_be_sound(None);
             assert_eq!(sum.overlaps, 0);
         }
@@ -146,6 +180,7 @@ fn tokens_protect_the_register_when_assumptions_are_broken() {
         let sum = run_all(1, seeds, Some(breakage));
         let (grants, refused, taken) = (sum.tally.grants, sum.tally.refused_writes, sum.stale_taken);
         println!("| {what} | {} | {} | {grants} | {} | {refused} | {taken} |", sum.runs, sum.overlapping, sum.overlaps);
+        sum.write_down(&format!("{breakage:?}"));
         sum.must_be_sound(Some(breakage));
         overlaps += sum.overlaps;
     }

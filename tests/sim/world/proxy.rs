@@ -180,11 +180,11 @@ impl Proxy {
             biased;
             outcome = self.coordinator.acquire(spec) => outcome,
             () = cancel.cancelled() => {
-                self.leave(entered);
+                drop(entered);
                 return None;
             }
         };
-        self.leave(entered);
+        drop(entered);
         let grant = match outcome {
             Ok(grant) => grant,
             Err(failure) => return Some(Err(label(&failure))),
@@ -247,7 +247,7 @@ impl Proxy {
         self.shared.state().released.entry(id.value.as_str().to_owned()).or_default().insert(self.number);
         let _admission = self.coordinator.admit().expect("fewer clients than that");
         let outcome = self.coordinator.release(id).await.map_err(|_| "no quorum");
-        self.leave(entered);
+        drop(entered);
         if outcome == Ok(Released::Released) {
             self.shared.state().owned.remove(id.value.as_str());
         }
@@ -260,7 +260,7 @@ impl Proxy {
         let entered = self.enter(format!("renew {}", id.name.as_str()), SLACK);
         let _admission = self.coordinator.admit().expect("fewer clients than that");
         let outcome = self.coordinator.renew(id, ttl, received).await.map_err(|_| "no quorum");
-        self.leave(entered);
+        drop(entered);
         outcome
     }
 
@@ -270,11 +270,11 @@ impl Proxy {
         let entered = self.enter(format!("check {}", id.name.as_str()), SLACK);
         let _admission = self.coordinator.admit().expect("fewer clients than that");
         let outcome = self.coordinator.check(id, received).await.map_err(|_| "no quorum");
-        self.leave(entered);
+        drop(entered);
         outcome
     }
 
-    fn enter(&self, what: String, bound: Duration) -> usize {
+    fn enter(&self, what: String, bound: Duration) -> Entered<'_> {
         let sent = self.shared.now();
         let mut state = self.shared.state();
         state.history.calls.push(Call {
@@ -285,13 +285,22 @@ impl Proxy {
         });
         let call = state.history.calls.len() - 1;
         self.open.lock().expect("nobody panics with it").insert(call);
-        call
+        Entered { proxy: self, call }
     }
+}
 
-    fn leave(&self, entered: usize) {
-        let now = self.shared.now();
-        if self.open.lock().expect("nobody panics with it").remove(&entered) {
-            self.shared.state().history.calls[entered].answered = Some(now);
+/// A call under way. Over when it is answered, and when its client has gone away and nobody works on it any more.
+struct Entered<'a> {
+    proxy: &'a Proxy,
+    call: usize,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        let shared = &self.proxy.shared;
+        if self.proxy.open.lock().expect("nobody panics with it").remove(&self.call) {
+            let now = shared.now();
+            shared.state().history.calls[self.call].answered = Some(now);
         }
     }
 }
