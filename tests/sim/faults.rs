@@ -268,7 +268,9 @@ impl Fault {
             Self::Leap { site, by, back } => {
                 let us = i64::try_from(by.as_micros()).expect("short");
                 shared.fault(server(world, site), format_args!("clock leaps by {us} us, back: {back}"), Duration::ZERO);
-                shared.state().sites[site].clock.offset_us += if back { -us } else { us };
+                let state = &mut *shared.state();
+                state.sites[site].clock.offset_us += if back { -us } else { us };
+                state.set_back += if back { by } else { Duration::ZERO };
             }
         }
     }

@@ -134,6 +134,7 @@ pub async fn settle(world: &Arc<World>, names: &[String], longest_ttl: Duration)
         }
     }
     note_leftovers(world);
+    let longest_ttl = longest_ttl + shared.state().set_back;
     for name in names {
         let client = Arc::new(Client::new(world, "the last", 0));
         let wait = longest_ttl + longest_ttl / 100 + RETRIES;

@@ -55,6 +55,8 @@ pub struct State {
     pub owned: BTreeSet<String>,
     /// Which proxies were asked to release which value.
     pub released: BTreeMap<String, BTreeSet<usize>>,
+    /// By how much clocks have been set back, all in all: their keys live on for that much longer.
+    pub set_back: Duration,
     /// Values that a fault may have left on a server: server, value.
     pub excused: BTreeMap<(usize, String), &'static str>,
 }
@@ -126,6 +128,7 @@ impl World {
             landed: BTreeMap::new(),
             owned: BTreeSet::new(),
             released: BTreeMap::new(),
+            set_back: Duration::ZERO,
             excused: BTreeMap::new(),
         };
         let shared = Arc::new(Shared { time: TrueTime::begin(), state: Mutex::new(state) });
