@@ -38,7 +38,7 @@ mod chosen {
         ("queued-release-is-not-answered", "a release behind a call that timed out waits until the node is back"),
         ("release-without-compare", "a release deletes whatever is there"),
         ("token-before-quorum", "a token that was taken before the quorum is handed out"),
-        ("token-handed-out-twice", "the counter is raised by one, however many tokens are handed out"),
+        ("token-handed-out-twice", "the counter is raised by one less than the tokens that are handed out"),
         ("counter-begins-at-zero", "a counter without any trace starts with low numbers"),
         ("renewal-counts-healed-nodes", "a node that had lost the key counts for the renewal"),
         ("renewal-shortens", "a renewal to less takes time away"),

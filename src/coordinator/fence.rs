@@ -84,7 +84,8 @@ impl Fence {
             return;
         }
         let spare = if mutant!("token-before-quorum") { SPARE } else { 0 };
-        let count = if mutant!("token-handed-out-twice") { 1 } else { block.len() + spare };
+        let too_few = usize::from(mutant!("token-handed-out-twice"));
+        let count = block.len() + spare - too_few;
         let op = Op::Tokens { key: self.key.clone(), count };
         let block = Block { fence: self.clone(), needed_by: Mutex::new(block) };
         self.link.post(op, Arc::new(block), self.env.now());

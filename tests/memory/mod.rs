@@ -84,6 +84,11 @@ impl Server {
         self.knows_script = false;
     }
 
+    /// `SCRIPT FLUSH`.
+    pub fn forget_script(&mut self) {
+        self.knows_script = false;
+    }
+
     pub fn snapshot(&self) -> Snapshot {
         Snapshot(self.data.keys.clone())
     }

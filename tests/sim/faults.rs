@@ -52,6 +52,11 @@ pub enum Fault {
         by: Duration,
         span: Duration,
     },
+    /// Somebody flushes a server's scripts, again and again.
+    Flushes {
+        site: usize,
+        span: Duration,
+    },
     /// Connections break before or after the server has run what was sent.
     Cuts {
         proxy: usize,
@@ -167,7 +172,7 @@ fn millis(rng: &mut StdRng, from: u64, to: u64) -> Duration {
 fn usual(rng: &mut StdRng, nodes: usize, proxies: usize) -> Fault {
     let (site, proxy) = (rng.random_range(0..=nodes), rng.random_range(0..proxies));
     let span = if rng.random_bool(0.7) { millis(rng, 5, 400) } else { millis(rng, 400, 4_000) };
-    match rng.random_range(0..11) {
+    match rng.random_range(0..12) {
         // The counter begins anew at the present time if it has lost everything: its tokens rise all the same.
         0 if site == nodes => Fault::Crash { site, down: span, keeps: Keeps::Nothing },
         0 | 1 => Fault::Crash { site, down: span, keeps: Keeps::Everything },
@@ -176,6 +181,7 @@ fn usual(rng: &mut StdRng, nodes: usize, proxies: usize) -> Fault {
         5 => Fault::Hole { proxy, site, requests: false, replies: true, span },
         6 => Fault::Slow { proxy, site, by: millis(rng, 1, 120), span },
         7 => Fault::Cuts { proxy, site, span },
+        11 => Fault::Flushes { site, span },
         8 => Fault::Fails { proxy, site: rng.random_range(0..nodes), span },
         9 => Fault::StopProxy { proxy, span },
         _ => Fault::KillProxy { proxy, span },
@@ -214,6 +220,7 @@ impl Fault {
             | Self::Save { site }
             | Self::Hole { site, .. }
             | Self::Slow { site, .. }
+            | Self::Flushes { site, .. }
             | Self::Cuts { site, .. }
             | Self::Fails { site, .. }
             | Self::Leap { site, .. } => *site = other,
@@ -247,6 +254,13 @@ impl Fault {
                 let until = shared.fault(way(world, proxy, site), format_args!("slower by {by:?}"), span);
                 let line = &mut shared.state().lines[proxy][site];
                 (line.slow, line.slow_until) = (by, until);
+            }
+            Self::Flushes { site, span } => {
+                let until = shared.fault(server(world, site), "scripts are flushed", span);
+                while shared.now() < until {
+                    shared.state().sites[site].server.forget_script();
+                    shared.sleep(shared.span(1, 20)).await;
+                }
             }
             Self::Cuts { proxy, site, span } => {
                 shared.fault(way(world, proxy, site), "cuts", span);

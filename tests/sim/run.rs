@@ -43,29 +43,29 @@ impl Draw {
         // Another stream than the world's.
         let rng = &mut StdRng::seed_from_u64(!seed);
         let nodes = *[5, 5, 5, 3, 4].choose(rng).expect("some");
-        let proxies = rng.random_range(1..=3);
+        let mut proxies = rng.random_range(1..=3);
         let until = Duration::from_millis(rng.random_range(6_000..12_000));
         let loses_one_in = *[0, 0, 30].choose(rng).expect("some");
-        let habits = match rng.random_range(0..8) {
+        let kind = rng.random_range(0..8);
+        let hurry = kind == 1;
+        let habits = match kind {
             // What is left behind stays for long.
-            0 => Habits { names: 12, ttls: vec![20_000], rests_ms: 300, loses_one_in, until },
-            // Locks go from hand to hand in a hurry.
-            1 => Habits {
-                names: rng.random_range(1..=3),
-                ttls: vec![30, 100, 1_000, 1_000],
-                rests_ms: 10,
-                loses_one_in,
-                until: until / 4,
-            },
+            0 => Habits { names: 12, ttls: vec![20_000], rests_ms: 300, holds_ms: 700, loses_one_in, until },
+            // Locks go from hand to hand in a hurry, and from some proxies it is far to the counter.
+            1 => {
+                proxies = proxies.max(2);
+                let names = rng.random_range(1..=3);
+                Habits { names, ttls: vec![30, 100, 1_000, 1_000], rests_ms: 10, holds_ms: 3, loses_one_in, until: until / 4 }
+            }
             _ => {
                 let ttls: &[&[u64]] =
                     &[&[300, 1_000], &[500, 2_000], &[200, 600, 3_000], &[1_000, 1_000, 1_000, 15_000], &[400]];
                 let ttls = ttls.choose(rng).expect("some").to_vec();
-                Habits { names: rng.random_range(1..=4), ttls, rests_ms: 400, loses_one_in, until }
+                Habits { names: rng.random_range(1..=4), ttls, rests_ms: 400, holds_ms: 700, loses_one_in, until }
             }
         };
         let mut plan = Plan::draw(rng, nodes, proxies, habits.until, breakage);
-        if rng.random_bool(0.2) {
+        if hurry || rng.random_bool(0.1) {
             plan.far_counter(rng, nodes, proxies);
         }
         let latency = Duration::from_millis(*[1, 1, 1, 8].choose(rng).expect("some"));

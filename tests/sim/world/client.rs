@@ -25,6 +25,8 @@ pub struct Habits {
     pub ttls: Vec<u64>,
     /// Between two locks, at most.
     pub rests_ms: u64,
+    /// Before each use of a lock, at most.
+    pub holds_ms: u64,
     /// One in so many messages between clients and proxies is lost; 0: none is.
     pub loses_one_in: u32,
     /// No new lock is asked for after that, if there were enough grants.
@@ -248,7 +250,7 @@ impl Client {
                 want.request = Some((shared.chance(|rng| rng.next_u64()).to_be_bytes().repeat(2), 1));
             }
             if let Some(held) = self.try_hard(want).await {
-                self.use_it(held).await;
+                self.use_it(held, habits.holds_ms).await;
             }
         }
     }
@@ -282,11 +284,11 @@ impl Client {
         None
     }
 
-    async fn use_it(&self, mut held: InHand) {
+    async fn use_it(&self, mut held: InHand, holds_ms: u64) {
         let shared = &self.world.shared;
         let ttl_ms = u64::try_from(held.ttl.as_duration().as_millis()).expect("it is short");
         for _ in 0..shared.chance(|rng| rng.random_range(0..5)) {
-            shared.sleep(shared.span(0, (ttl_ms / 3).min(700))).await;
+            shared.sleep(shared.span(0, (ttl_ms / 3).min(holds_ms))).await;
             if !self.may_use(&held) {
                 break;
             }

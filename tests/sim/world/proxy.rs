@@ -31,7 +31,7 @@ use super::{Shared, World};
 const FENCE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Beyond what a caller asked for: the votes of the last try, its token, and a release that waits for time-outs.
-const SLACK: Duration = Duration::from_secs(3);
+const SLACK: Duration = Duration::from_secs(1);
 
 struct Quiet;
 impl Observer for Quiet {}
