@@ -271,7 +271,8 @@ async fn try_until(
     spec: &AcquireSpec,
     answer: &mut oneshot::Sender<Result<Grant, AcquireFailure>>,
 ) -> Option<Result<Grant, AcquireFailure>> {
-    let wait_ends = spec.received + spec.wait;
+    let useful = validity::longest_wait(spec.ttl, spec.min_validity_ms, coordinator.settings.drift);
+    let wait_ends = spec.received + spec.wait.min(useful);
     let mut failures = 0;
     loop {
         let failure = match one_try(coordinator, spec, answer).await {

@@ -257,9 +257,8 @@ impl ReplyTo for Nobody {
 }
 
 impl Coordinator {
-    fn question(&self) -> Question<LeaseRound> {
-        let asked = Asked { round: LeaseRound::new(self.settings.quorum), answer: None };
-        Question { state: Mutex::new(asked), decided: Notify::new() }
+    fn question(round: LeaseRound) -> Question<LeaseRound> {
+        Question { state: Mutex::new(Asked { round, answer: None }), decided: Notify::new() }
     }
 
     fn ask(&self, reply_to: &Arc<impl ReplyTo + 'static>, now: Instant, op: impl Fn() -> Op) {
@@ -270,7 +269,7 @@ impl Coordinator {
 
     /// Deletes a lease everywhere.
     pub async fn release(&self, id: &LockId) -> Result<Released, NoQuorum> {
-        let question = Arc::new(self.question());
+        let question = Arc::new(Self::question(LeaseRound::release(self.settings.quorum)));
         let key = self.key(&id.name);
         self.renewals.released(&id.value);
         self.ask(&question, self.env.now(), || Op::Release { key: key.clone(), value: id.value.clone() });
@@ -293,7 +292,7 @@ impl Coordinator {
         let key = self.key(&id.name);
         self.renewals.begin(&id.value);
         let renewal = Arc::new(Renewal {
-            question: self.question(),
+            question: Self::question(LeaseRound::new(self.settings.quorum)),
             repair: Mutex::new(Repair { missing: Vec::new(), renewed: false }),
             coordinator: self.clone(),
             key: key.clone(),
@@ -332,7 +331,7 @@ impl Coordinator {
     /// Whether a quorum still holds a lease.
     pub async fn check(&self, id: &LockId, received: Instant) -> Result<Lease, NoQuorum> {
         let started = self.env.now();
-        let question = Arc::new(self.question());
+        let question = Arc::new(Self::question(LeaseRound::new(self.settings.quorum)));
         let key = self.key(&id.name);
         self.ask(&question, started, || Op::Check { key: key.clone(), value: id.value.clone() });
         let verdict = question.answer().await;

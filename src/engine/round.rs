@@ -233,17 +233,29 @@ pub struct LeaseRound {
     quorum: Quorum,
     replies: Vec<Option<Reply>>,
     decided: bool,
+    /// A release whose fate is unknown is sent again, and may find what it did itself.
+    is_release: bool,
 }
 
 impl LeaseRound {
     /// A question to all nodes of `quorum`.
     pub fn new(quorum: Quorum) -> Self {
-        Self { quorum, replies: vec![None; quorum.nodes()], decided: false }
+        Self { quorum, replies: vec![None; quorum.nodes()], decided: false, is_release: false }
+    }
+
+    /// A release.
+    pub fn release(quorum: Quorum) -> Self {
+        Self { is_release: true, ..Self::new(quorum) }
     }
 
     /// Takes a reply in; `Some` once, when the answer is certain.
     pub fn on_reply(&mut self, node: NodeIndex, reply: Reply) -> Option<Verdict> {
-        let stands = matches!(&self.replies[node], Some(earlier) if !matches!(earlier, Reply::Unknown(_)));
+        let stands = match &self.replies[node] {
+            None => false,
+            // "Not there" may be the work of the first time.
+            Some(Reply::Unknown(why)) => self.is_release && why.may_have_landed && reply == Reply::Absent,
+            Some(_) => true,
+        };
         if !stands {
             self.replies[node] = Some(reply);
         }

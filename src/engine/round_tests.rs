@@ -268,6 +268,21 @@ fn two_deleted_and_two_not_ours_prove_nothing_while_one_is_silent() {
     assert_eq!(round.on_reply(4, unknown(true)), Some(Verdict::Unknown));
 }
 
+/// Its reply was lost, it was sent again, and found nothing any more: nobody may be told that the lease had been lost.
+#[test]
+fn a_release_does_not_take_its_own_work_for_a_loss() {
+    let mut round = LeaseRound::release(quorum(3));
+    assert_eq!(round.on_reply(1, unknown(true)), None);
+    assert_eq!(round.on_reply(1, Reply::Absent), None);
+    assert_eq!(round.on_reply(2, Reply::Absent), None);
+    assert_eq!(round.on_reply(0, Reply::Yes), Some(Verdict::Unknown));
+
+    let mut sent_once = LeaseRound::release(quorum(3));
+    assert_eq!(sent_once.on_reply(1, unknown(false)), None);
+    assert_eq!(sent_once.on_reply(1, Reply::Absent), None);
+    assert_eq!(sent_once.on_reply(2, Reply::Absent), Some(Verdict::NotHeld));
+}
+
 #[test]
 fn a_survey_waits_for_all_and_sees_the_holder_of_a_quorum() {
     let mut survey = Survey::new(quorum(5));

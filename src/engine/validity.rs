@@ -95,6 +95,17 @@ pub fn remaining(left_ms: u64, spent: Spent, factor: DriftFactor) -> Option<Vali
     (ms > 0).then_some(Validity { ms })
 }
 
+/// After a longer wait the drift leaves a lease of `ttl` less than `min_validity_ms`, and a tenth of the TTL for the try
+/// itself: to go on would take the lock from others in vain. Zero where no lease at all can be so good.
+pub fn longest_wait(ttl: Ttl, min_validity_ms: u64, factor: DriftFactor) -> Duration {
+    let ms = ttl.as_millis();
+    // The constant, and one for the rounding of the drift.
+    let spare_ms = ms.saturating_sub(ms.div_ceil(10) + min_validity_ms + DRIFT_CONSTANT_MS + 1);
+    let counted_ms = (u128::from(spare_ms) * 1_000_000).checked_div(u128::from(factor.millionths));
+    counted_ms
+        .map_or(Duration::MAX, |counted| Duration::from_millis(u64::try_from(counted).unwrap_or(u64::MAX).saturating_sub(ms)))
+}
+
 /// Whole milliseconds, rounded up.
 pub fn ceil_millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
@@ -184,6 +195,21 @@ mod tests {
                 // Dividing by 1 - f instead of multiplying by 1 + f is what clocks that differ by f itself may do at most.
                 let second_order_ns = counted_ns * u128::from(millionths).pow(2) / (1_000_000_u128.pow(2) - 1_000_000 * u128::from(millionths)) + 1;
                 prop_assert!(lasts_ns <= key_ends_ns + second_order_ns, "{lasts_ns} > {key_ends_ns}");
+            }
+        }
+
+        /// A wait of that length still leaves what was asked for, and a second more of drift would not be for nothing.
+        #[test]
+        fn the_longest_wait_leaves_a_lease(ms in 10_u64..3_600_000, least in 1_u64..1_000, millionths in 1_u32..=100_000) {
+            let factor = DriftFactor::from_millionths(millionths).unwrap();
+            let waited = longest_wait(ttl(ms), least, factor);
+            if waited > Duration::ZERO {
+                let spent = Spent { waited, elapsed: Duration::from_millis(ms / 10) };
+                let left = validity(ttl(ms), spent, factor).map_or(0, Validity::as_millis);
+                prop_assert!(left >= least, "{left} after {waited:?}");
+                let longer = Spent { waited: waited + Duration::from_millis(3_000_000 / u64::from(millionths)), ..spent };
+                let left = validity(ttl(ms), longer, factor).map_or(0, Validity::as_millis);
+                prop_assert!(left < least + 2, "{left} after {longer:?}: it could have waited longer");
             }
         }
 

@@ -199,6 +199,18 @@ async fn the_token_is_asked_for_after_the_quorum_and_its_time_is_charged_to_the_
     assert_eq!(validity_ms(&grant), Some(10_000 - 420 - 22));
 }
 
+/// Drift is charged for the wait: after three seconds it has eaten a lease of ten milliseconds, and nobody tries in vain.
+#[tokio::test(start_paused = true)]
+async fn a_wait_ends_when_no_lease_could_be_left() {
+    let world = world(3).await;
+    let held = world.acquire(spec(60_000)).await.ok().unwrap();
+    let start = Instant::now();
+    let failure = world.acquire(AcquireSpec { wait: Duration::from_secs(60), ..spec(10) }).await.err().unwrap();
+    assert!(matches!(failure, AcquireFailure::Contended { .. }), "{failure:?}");
+    assert!(ms_since(start) > 1_000 && ms_since(start) < 3_500, "{} ms", ms_since(start));
+    drop(held);
+}
+
 #[tokio::test(start_paused = true)]
 async fn validity_is_computed_again_when_the_answer_is_written() {
     let world = world(3).await;

@@ -106,6 +106,17 @@ pub struct Intrusion {
     pub worked: bool,
 }
 
+/// The holder of a lease was told that it is not held, at a time until which it had been promised.
+#[derive(Clone, Debug)]
+pub struct Denial {
+    /// When it was told.
+    pub at: At,
+    /// The lease.
+    pub lease: LeaseId,
+    /// What it had asked for, for people.
+    pub what: String,
+}
+
 /// A key that was still there when all was quiet and that belongs to no lease.
 #[derive(Clone, Debug)]
 pub struct Leftover {
@@ -158,6 +169,8 @@ pub struct History {
     pub removals: Vec<Removal>,
     /// Every intrusion.
     pub intrusions: Vec<Intrusion>,
+    /// Every denial.
+    pub denials: Vec<Denial>,
     /// What was left when all was quiet.
     pub leftovers: Vec<Leftover>,
     /// What became of every name after the last fault.

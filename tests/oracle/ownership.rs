@@ -1,4 +1,5 @@
-//! Section 3: only the holder releases or renews. Every script compares the whole value.
+//! Section 3: only the holder releases or renews; every script compares the whole value. And nobody tells the holder that
+//! its lease was lost while it was not.
 
 use super::Violation;
 use super::history::History;
@@ -17,6 +18,14 @@ pub(super) fn check(history: &History) -> Vec<Violation> {
         let what = format!(
             "{} at {:?}: to {} the lease of {} (token {:?}) worked, which had ended",
             lease.name, intrusion.at, intrusion.what, lease.client, lease.token
+        );
+        found.push(Violation { invariant: "ownership", what });
+    }
+    for denial in &history.denials {
+        let lease = &history.leases[denial.lease];
+        let what = format!(
+            "{}: {} asked to {} its lease (token {:?}) and was told at {:?} that it had been lost, which was promised for longer",
+            lease.name, lease.client, denial.what, lease.token, denial.at
         );
         found.push(Violation { invariant: "ownership", what });
     }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::history::{Call, Held, History, Intrusion, Lease, Leftover, Promise, Recovery, Removal, Write};
+use super::history::{Call, Denial, Held, History, Intrusion, Lease, Leftover, Promise, Recovery, Removal, Write};
 use super::{Assumptions, Violation, judge, overlaps, stale_writes_taken};
 
 fn at(ms: u64) -> Duration {
@@ -144,6 +144,13 @@ fn a_resource_that_refuses_the_newer_holder_is_rejected() {
 fn a_key_that_somebody_else_removed_is_rejected() {
     rejects("ownership", false, |history| history.removals[0].by = "w".to_owned());
     rejects("ownership", false, |history| history.intrusions[0].worked = true);
+}
+
+#[test]
+fn a_holder_who_is_told_that_its_lease_was_lost_is_rejected() {
+    rejects("ownership", false, |history| {
+        history.denials.push(Denial { at: at(60), lease: 0, what: "release".to_owned() });
+    });
 }
 
 #[test]

@@ -11,7 +11,7 @@ use redlockd::engine::lease::{LockName, Ttl};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::oracle::history::{At, Held, Intrusion, Promise, Write};
+use crate::oracle::history::{At, Denial, Held, Intrusion, Promise, Write};
 
 use super::World;
 use super::clock::{Gate, Monotonic};
@@ -176,7 +176,10 @@ impl Client {
     pub async fn release(&self, held: &InHand) -> Option<Released> {
         let shared = &self.world.shared;
         let now = shared.now();
+        let again = shared.state().released.contains_key(held.granted.id.value.as_str());
+        let mut promised = now;
         if let Some(span) = &mut shared.state().history.leases[held.granted.lease].held {
+            promised = span.until;
             span.until = span.until.min(now);
         }
         let call = async {
@@ -184,6 +187,10 @@ impl Client {
             proxy.release(&held.granted.id).await.ok()
         };
         let outcome = self.ask(call).await;
+        if outcome == Some(Released::NotHeld) && !again && shared.now() < promised {
+            let denial = Denial { at: shared.now(), lease: held.granted.lease, what: "release".to_owned() };
+            shared.state().history.denials.push(denial);
+        }
         shared.note(format_args!("{} releases {}: {outcome:?}", self.label, held.granted.id.name.as_str()));
         outcome
     }
@@ -195,9 +202,10 @@ impl Client {
         let call = async {
             let proxy = self.reach(held.proxy).await?;
             let lease = proxy.renew(&held.granted.id, ttl).await.ok()?;
-            let ends = sent + lease.served_for + lease.validity.filter(|_| lease.held)?.as_duration();
+            let ends = sent + lease.served_for + lease.validity?.as_duration();
+            // Also what a renewal that failed says of the time that is left.
             self.note_promise(&proxy, held, ends);
-            Some(ends)
+            lease.held.then_some(ends)
         };
         let renewed = self.ask(call).await;
         shared.note(format_args!("{} renews {}: {}", self.label, held.granted.id.name.as_str(), renewed.is_some()));
@@ -206,6 +214,28 @@ impl Client {
         let until = self.clock.when(ends);
         if let Some(span) = &mut shared.state().history.leases[held.granted.lease].held {
             span.until = until;
+        }
+    }
+
+    /// Asks whether the lease is held still. What it is told is true, and changes nothing.
+    async fn check(&self, held: &InHand) {
+        let shared = &self.world.shared;
+        let sent = self.clock.now();
+        let call = async {
+            let proxy = self.reach(held.proxy).await?;
+            let lease = proxy.check(&held.granted.id).await.ok()?;
+            if let Some(validity) = lease.validity {
+                self.note_promise(&proxy, held, sent + lease.served_for + validity.as_duration());
+            }
+            Some(lease.held)
+        };
+        let answer = self.ask(call).await;
+        let now = self.clock.now();
+        // The proxy takes the time of the question off once more, and its drift.
+        let clearly = now + (now - sent) + Duration::from_millis(10) < held.ends;
+        if answer == Some(false) && clearly {
+            let denial = Denial { at: shared.now(), lease: held.granted.lease, what: "check".to_owned() };
+            shared.state().history.denials.push(denial);
         }
     }
 
@@ -309,8 +339,7 @@ impl Client {
                     self.renew(&mut held, least).await;
                 }
                 4 => {
-                    let call = async { self.reach(held.proxy).await?.check(&held.granted.id).await.ok() };
-                    self.ask(call).await;
+                    self.check(&held).await;
                 }
                 _ => {}
             }

@@ -53,6 +53,8 @@ pub struct State {
     pub landed: BTreeMap<String, Vec<At>>,
     /// Values of leases that were granted and have not been given back for good.
     pub owned: BTreeSet<String>,
+    /// Which proxy set which value.
+    pub set_by: BTreeMap<String, usize>,
     /// Which proxies were asked to release which value.
     pub released: BTreeMap<String, BTreeSet<usize>>,
     /// By how much clocks have been set back, all in all: their keys live on for that much longer.
@@ -127,6 +129,7 @@ impl World {
             register: Register::default(),
             landed: BTreeMap::new(),
             owned: BTreeSet::new(),
+            set_by: BTreeMap::new(),
             released: BTreeMap::new(),
             set_back: Duration::ZERO,
             excused: BTreeMap::new(),

@@ -142,7 +142,9 @@ impl Proxy {
         for site in &state.sites {
             for (_, value, _) in site.server.keys(site.wall_clock(now)) {
                 let value = String::from_utf8_lossy(&value.unwrap_or_default()).into_owned();
-                if !state.owned.contains(&value) {
+                let was_asked = state.released.get(&value).is_some_and(|by| by.contains(&self.number));
+                let owed = was_asked || state.set_by.get(&value) == Some(&self.number);
+                if owed && !state.owned.contains(&value) {
                     state.excused.insert((site.number, value), "its release died with its proxy");
                 }
             }

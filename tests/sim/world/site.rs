@@ -99,6 +99,7 @@ pub fn execute(shared: &Shared, wire: &Wire, batch: &[Op], by: ScriptBy) -> Resu
         let removed = match change {
             Change::Set { key, value, over, .. } if key.starts_with("lock:") => {
                 let value = text(&value);
+                state.set_by.insert(value.clone(), wire.proxy);
                 state.landed.entry(value.clone()).or_default().push(now);
                 if let Some(why) = excuse(state, wire, &value) {
                     state.excused.insert((wire.site, value.clone()), why);
