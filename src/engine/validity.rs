@@ -95,13 +95,13 @@ pub fn remaining(left_ms: u64, spent: Spent, factor: DriftFactor) -> Option<Vali
     (ms > 0).then_some(Validity { ms })
 }
 
-/// After a longer wait the drift leaves a lease of `ttl` less than `min_validity_ms`, and a tenth of the TTL for the try
-/// itself: to go on would take the lock from others in vain. Zero where no lease at all can be so good.
+/// After a longer wait the drift leaves a lease of `ttl` no more than `min_validity_ms` and a tenth of what is beyond that,
+/// for the try itself: to go on would take the lock from others in vain. Zero where no lease at all can be so good.
 pub fn longest_wait(ttl: Ttl, min_validity_ms: u64, factor: DriftFactor) -> Duration {
     let ms = ttl.as_millis();
     // The constant, and one for the rounding of the drift.
-    let spare_ms = ms.saturating_sub(ms.div_ceil(10) + min_validity_ms + DRIFT_CONSTANT_MS + 1);
-    let counted_ms = (u128::from(spare_ms) * 1_000_000).checked_div(u128::from(factor.millionths));
+    let spare_ms = ms.saturating_sub(min_validity_ms.saturating_add(DRIFT_CONSTANT_MS + 1));
+    let counted_ms = (u128::from(spare_ms - spare_ms.div_ceil(10)) * 1_000_000).checked_div(u128::from(factor.millionths));
     counted_ms
         .map_or(Duration::MAX, |counted| Duration::from_millis(u64::try_from(counted).unwrap_or(u64::MAX).saturating_sub(ms)))
 }
@@ -157,6 +157,14 @@ mod tests {
         assert_eq!(validity(ttl(10), after(Duration::MAX), DriftFactor::DEFAULT), None);
     }
 
+    #[test]
+    fn a_lease_that_must_be_nearly_as_long_as_its_ttl_can_be_waited_for() {
+        let waited = |least| longest_wait(ttl(10_000), least, DriftFactor::DEFAULT).as_secs();
+        assert_eq!(waited(1), 4_488);
+        assert_eq!(waited(9_500), 213);
+        assert_eq!(waited(9_980), 0, "the drift of the TTL itself is more than what is left");
+    }
+
     proptest! {
         /// On a node whose clock runs fast by the whole drift factor, the key outlives the validity.
         #[test]
@@ -204,7 +212,8 @@ mod tests {
             let factor = DriftFactor::from_millionths(millionths).unwrap();
             let waited = longest_wait(ttl(ms), least, factor);
             if waited > Duration::ZERO {
-                let spent = Spent { waited, elapsed: Duration::from_millis(ms / 10) };
+                let spare_ms = ms - least - DRIFT_CONSTANT_MS - 1;
+                let spent = Spent { waited, elapsed: Duration::from_millis(spare_ms.div_ceil(10)) };
                 let left = validity(ttl(ms), spent, factor).map_or(0, Validity::as_millis);
                 prop_assert!(left >= least, "{left} after {waited:?}");
                 let longer = Spent { waited: waited + Duration::from_millis(3_000_000 / u64::from(millionths)), ..spent };
