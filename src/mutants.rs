@@ -80,7 +80,7 @@ mod chosen {
             None => text,
             Some((name, from, to)) => {
                 assert!(text.contains(from), "{name}: the script has no {from:?}");
-                // As many as there are mutants: a leak that ends with the test.
+                // A leak that ends with the process, which is a test.
                 text.replace(from, to).leak()
             }
         }

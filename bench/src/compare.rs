@@ -33,6 +33,9 @@ enum Part {
     Stopped,
 }
 
+/// More callers' threads than that measure nothing new.
+const MOST_THREADS: u8 = 64;
+
 /// Compare redlockd with the library rslock on the same five nodes, and with itself while two of them are stopped
 ///
 /// Everything runs on loopback, on five lock nodes, a designated server and one proxy that are started for it and ended
@@ -62,7 +65,7 @@ pub struct CompareArgs {
     stopped_acquires: Option<u64>,
     /// Threads of this process that serve the callers; 1 is a runtime without threads of its own [default: one for each
     /// processor, as a program with #[tokio::main] has]
-    #[arg(long, value_parser = value_parser!(u8).range(1..=64))]
+    #[arg(long, value_parser = value_parser!(u8).range(1..=i64::from(MOST_THREADS)))]
     threads: Option<u8>,
     /// A run of about 20 seconds: rough figures
     #[arg(long)]
@@ -91,8 +94,8 @@ impl CompareArgs {
 
     /// Threads that serve the callers.
     pub fn threads(&self) -> u8 {
-        let processors = || std::thread::available_parallelism().ok().and_then(|count| u8::try_from(count.get()).ok());
-        self.threads.or_else(processors).unwrap_or(1)
+        let processors = std::thread::available_parallelism().map_or(1, |count| count.get().min(MOST_THREADS.into()) as u8);
+        self.threads.unwrap_or(processors)
     }
 
     fn window(&self) -> Duration {
@@ -253,7 +256,7 @@ mod tests {
         assert_eq!((full.clients(), full.window()), (vec![1, 16, 64, 256], Duration::from_secs(3)));
         assert_eq!((full.parts.len(), full.stopped_acquires()), (2, 100_000));
         let processors = std::thread::available_parallelism().unwrap().get();
-        assert_eq!(usize::from(full.threads()), processors);
+        assert_eq!(usize::from(full.threads()), processors.min(MOST_THREADS.into()));
         assert_eq!(parse(&["--threads", "3"]).unwrap().threads(), 3);
         let quick = parse(&["--quick", "--clients", "8,9", "--parts", "pairs"]).unwrap();
         assert_eq!((quick.clients(), quick.window()), (vec![8, 9], Duration::from_secs(1)));

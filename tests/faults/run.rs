@@ -47,7 +47,10 @@ pub struct Run {
 impl Run {
     /// Faults for this long; panics if a promise is broken.
     pub async fn go(name: &'static str, assumptions: Assumptions, length: Duration) {
-        let seed = std::env::var("FAULTS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random::<u64>);
+        let seed = match std::env::var("FAULTS_SEED") {
+            Ok(seed) => seed.parse().unwrap_or_else(|_| panic!("FAULTS_SEED={seed} is not a number")),
+            Err(_) => rand::random::<u64>(),
+        };
         eprintln!("{name}: FAULTS_SEED={seed}, {} s of faults", length.as_secs());
         let mut rng = StdRng::seed_from_u64(seed);
         let faults = plan(&mut rng, length, assumptions);

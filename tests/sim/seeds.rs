@@ -211,12 +211,10 @@ mod mutants {
     const MOST: u64 = 2_000;
     const AT_A_TIME: u64 = 40;
 
-    /// A panic is a mistake of the test, and catches nothing.
-    fn caught() -> Option<(u64, String)> {
+    /// The first seed that fails, and how.
+    fn first_failure() -> Option<(u64, String)> {
         let starts = (0..MOST).step_by(AT_A_TIME as usize);
-        starts
-            .map(|start| run_all(start + 1, start + AT_A_TIME, None))
-            .find_map(|sum| sum.failed.into_iter().filter(|(_, what)| !what.starts_with("panic")).min())
+        starts.map(|start| run_all(start + 1, start + AT_A_TIME, None)).find_map(|sum| sum.failed.into_iter().min())
     }
 
     #[test]
@@ -231,7 +229,12 @@ mod mutants {
         let mut survivors = 0;
         for name in &chosen {
             choose(Some(name));
-            match caught() {
+            match first_failure() {
+                // A mistake of the test catches nothing: a mutant that fits no script any more, say.
+                Some((seed, violation)) if violation.starts_with("panic") => {
+                    survivors += 1;
+                    println!("SURVIVED {name} seed {seed}    {violation}");
+                }
                 Some((seed, violation)) => println!("caught {name} seed {seed}    {violation}"),
                 None => {
                     survivors += 1;
@@ -240,7 +243,7 @@ mod mutants {
             }
         }
         choose(None);
-        let unmutated = if only.is_none() { caught() } else { None };
+        let unmutated = if only.is_none() { first_failure() } else { None };
         std::panic::set_hook(hook);
         assert_eq!(unmutated, None, "the program without a mutant fails");
         println!("{}/{} caught", chosen.len() - survivors, chosen.len());

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::oracle::history::{At, Denial, Held, Intrusion, Promise, Write};
 
 use super::World;
-use super::clock::{Gate, Monotonic};
+use super::clock::Monotonic;
 use super::proxy::{Cancel, Granted, Proxy, Want};
 
 /// How the clients of a run behave.
@@ -53,7 +53,6 @@ pub struct Client {
     pub world: Arc<World>,
     pub label: String,
     pub clock: Monotonic,
-    pub gate: Gate,
     loses_one_in: u32,
 }
 
@@ -68,7 +67,7 @@ pub enum Outcome {
 impl Client {
     pub fn new(world: &Arc<World>, label: impl Into<String>, loses_one_in: u32) -> Self {
         let clock = world.monotonic();
-        Self { world: world.clone(), label: label.into(), clock, gate: Gate::default(), loses_one_in }
+        Self { world: world.clone(), label: label.into(), clock, loses_one_in }
     }
 
     pub fn want(&self, name: &str, ttl_ms: u64, wait: Duration) -> Want {
@@ -111,7 +110,6 @@ impl Client {
                 return Outcome::NoAnswer;
             }
         };
-        self.gate.passes(shared.time).await;
         match answered {
             Ok(granted) => {
                 let ends = sent + granted.served_for + granted.validity.as_duration();
@@ -168,7 +166,6 @@ impl Client {
         };
         self.travel().await;
         let lost = self.is_lost();
-        self.gate.passes(self.world.shared.time).await;
         answer.filter(|_| !lost)
     }
 
