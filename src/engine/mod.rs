@@ -15,10 +15,15 @@
 //! 5. Whoever gives up an attempt releases every node that may hold its value: all that did not refuse, silent ones
 //!    included ([`round::AcquireRound::give_up`]).
 //! 6. A token is above 0 and below 2^53, and is fetched after the quorum ([`fencing`]).
+//! 7. A node votes only while its marker names the process that it is, and while its clock runs ([`membership`], [`clock`]).
+//! 8. A quorum stands at a token before it is handed out: at the number itself, or at a ceiling above it ([`fencing`]).
 
 pub mod backoff;
+pub mod clock;
 pub mod fencing;
 pub mod lease;
+pub mod membership;
+pub mod preflight;
 pub mod quorum;
 pub mod reply;
 pub mod round;
