@@ -8,7 +8,7 @@ DURATION ?= 30m
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help run test test-compose lint doc install compare prove-tokens prove-sim mutants test-matrix soak clean
+.PHONY: help run test test-compose lint doc install compare prove-tokens prove-restarts prove-counter prove-sim mutants test-matrix soak clean
 
 help:
 	@echo "make run           start five Redis servers, a designated one, and a proxy (ARGS='--nodes 3' ..)"
@@ -18,6 +18,8 @@ help:
 	@echo "make lint          rustfmt, clippy, rustdoc"
 	@echo "make install       build with the profile of a release and install redlockd"
 	@echo "make prove-tokens  50,000 grants over restarts of the counter and the proxies: no token repeats or falls"
+	@echo "make prove-counter  100,000 tokens over every loss of the designated counter: none repeats or falls"
+	@echo "make prove-restarts  500 restarts of nodes without persistence under load: no two leases overlap, unless the quarantine is off"
 	@echo "make prove-sim     simulated runs: no promise breaks (SIM_SEEDS=100000 for a night)"
 	@echo "make mutants       break the protocol on purpose, in every way we know: each is caught"
 	@echo "make soak          real servers under real faults for DURATION=30m; the report is target/faults/report.html"
@@ -31,7 +33,7 @@ run:
 test: $(VENV)/ready
 	@tools/need redis-server=redis-server
 	$(CARGO) test --locked --workspace
-	SIM_SEEDS=2000 $(CARGO) test --locked --release --test sim
+	SIM_SEEDS=1000 $(CARGO) test --locked --release --test sim
 
 # Every one of them has to be there; the lines of the first test say which versions ran.
 test-matrix: $(VENV)/ready
@@ -67,6 +69,18 @@ compare:
 prove-tokens:
 	@tools/need redis-server=redis-server
 	GRANTS=50000 $(CARGO) test --locked --release --test cluster tokens -- --nocapture
+
+# The same seed, pace and clients twice: the first time as it is, the second time with the quarantine off.
+prove-restarts: export RESTARTS := $(or $(RESTARTS),500)
+prove-restarts: export RESTARTS_SEED := $(or $(RESTARTS_SEED),1)
+prove-restarts:
+	@tools/need redis-server=redis-server
+	$(CARGO) test --locked --release --test restarts -- --nocapture
+	MUTANT=quarantine-ignored $(CARGO) test --locked --release --features mutants --test restarts -- --nocapture
+
+prove-counter:
+	@tools/need redis-server=redis-server
+	TOKENS=100000 $(CARGO) test --locked --release --test membership no_loss -- --nocapture
 
 prove-sim:
 	SIM_SEEDS=$(or $(SIM_SEEDS),20000) $(CARGO) test --locked --release --test sim -- --nocapture

@@ -3,13 +3,15 @@
 
 local keys, args = KEYS, ARGV
 local reply = call('TIME')
-local key, at = 0, 1
+-- With every vote, so that a node that was emptied a moment ago does not vote.
+reply[3] = read(keys[1]) or ''
+local key, at = 1, 2
 while key < #keys do
   local operation, count, width = operations[args[at]], args[at + 1], arity[args[at]]
   at = at + 2
   for _ = 1, count do
     key = key + 1
-    local ok, result = pcall(operation, keys[key], args[at], args[at + 1])
+    local ok, result = pcall(operation, keys[key], args[at], args[at + 1], args[at + 2])
     if not ok then
       result = type(result) == 'table' and result.err or tostring(result)
     end

@@ -8,9 +8,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-use crate::coordinator::Coordinator;
+use crate::coordinator::{Condition, Coordinator, ServerView};
 use crate::metrics::Registry;
-use crate::node::mailbox::Reach;
 
 #[derive(Clone)]
 struct Admin {
@@ -40,23 +39,23 @@ async fn ready(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respons
     };
     if query.is_some_and(|query| query.split('&').any(|part| part.split('=').next() == Some("verbose"))) {
         let nodes = admin.coordinator.nodes().into_iter().map(|node| ("node", node));
-        for (role, server) in nodes.chain([("fence", admin.coordinator.fence())]) {
-            text.push_str(&format!(
-                "{role} {}: {}
-",
-                server.address,
-                describe(&server.status.reach)
-            ));
+        for (role, server) in nodes.chain(admin.coordinator.fence().map(|fence| ("fence", fence))) {
+            text.push_str(&format!("{role} {}: {}\n", server.address, describe(&server)));
         }
     }
     (status, text).into_response()
 }
 
-fn describe(reach: &Reach) -> String {
-    match reach {
-        Reach::Up => "up".to_owned(),
-        Reach::Silent => "silent: a call is overdue".to_owned(),
-        Reach::Down(why) => format!("down: {why}"),
-        Reach::Unfit(why) => format!("not usable: {why}"),
-    }
+fn describe(server: &ServerView) -> String {
+    let (condition, why) = server.condition();
+    let state = match condition {
+        Condition::Up => return "up".to_owned(),
+        Condition::Quarantined => "quarantined",
+        Condition::Silent => "silent",
+        Condition::Suspended => "suspended",
+        Condition::Down => "down",
+        Condition::Unfit => "not usable",
+    };
+    // Most reasons begin with the word.
+    if why.starts_with(state) { why } else { format!("{state}: {why}") }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Args, Command as ClapCommand, FromArgMatches, Parser, Subcommand, value_parser};
 
+use crate::check::Format;
 use crate::cli;
 use crate::config::{KEYS, Layers, Origin};
 
@@ -26,6 +27,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Start real Redis servers on free loopback ports and a proxy in front of them
     Dev(DevArgs),
+    /// Look at the configured servers themselves, and say what is wrong with them
+    Check(CheckArgs),
     /// Take a lock and print its lock id
     Acquire(cli::acquire::AcquireArgs),
     /// Give a lock back
@@ -60,6 +63,22 @@ pub struct ServeArgs {
     keys: KeyFlags<true>,
 }
 
+/// `redlockd check`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Exit codes: 0 nothing was found, 1 findings, 64 the configuration is wrong, 69 a server can not be reached."
+)]
+pub struct CheckArgs {
+    /// TOML file with the configuration
+    #[arg(long, env = "REDLOCKD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// How to print the findings; json is one object a line
+    #[arg(short, long, value_enum, default_value = "text", value_name = "FORMAT")]
+    pub output: Format,
+    #[command(flatten)]
+    keys: KeyFlags<true>,
+}
+
 /// `redlockd dev`.
 #[derive(Args, Debug)]
 pub struct DevArgs {
@@ -77,6 +96,13 @@ pub struct DevArgs {
 }
 
 impl ServeArgs {
+    /// What was configured: file, then environment, then flags.
+    pub fn layers(&self) -> Layers {
+        layers(self.config.as_ref(), &self.keys.0)
+    }
+}
+
+impl CheckArgs {
     /// What was configured: file, then environment, then flags.
     pub fn layers(&self) -> Layers {
         layers(self.config.as_ref(), &self.keys.0)

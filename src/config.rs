@@ -7,12 +7,18 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConfig;
+
 use crate::engine::lease::{Ttl, TtlBounds};
+use crate::engine::membership::{Charter, CounterKind};
+use crate::engine::preflight::UNSAFE;
 use crate::engine::quorum::{MAX_NODES, Quorum};
 use crate::engine::validity::{DriftFactor, ceil_millis};
 use crate::node::address::{Address, Password};
+use crate::node::tls::{self, TlsError};
 
 /// Everything that a proxy can be told.
 #[derive(Clone, Debug)]
@@ -25,6 +31,8 @@ pub struct Config {
     pub threads: usize,
     /// How long a shutdown waits for what is under way.
     pub drain_timeout: Duration,
+    /// Findings of the preflight with which it starts all the same.
+    pub allow_unsafe: Vec<String>,
     /// The lock nodes.
     pub nodes: Nodes,
     /// The designated counter.
@@ -48,15 +56,23 @@ pub struct Nodes {
     pub key_prefix: String,
     /// How differently clocks may run.
     pub drift: DriftFactor,
+    /// What the nodes are called in their markers, if not by their addresses.
+    pub names: Vec<Arc<str>>,
+    /// People say that this cluster is new.
+    pub bootstrap: bool,
+    /// A node without traffic is looked at so often.
+    pub probe_interval: Duration,
     /// For `rediss://`.
     pub tls: TlsFiles,
 }
 
-/// The designated counter.
+/// Where tokens come from.
 #[derive(Clone, Debug)]
 pub struct Fencing {
-    /// Where it is.
-    pub address: Address,
+    /// Which kind of counter.
+    pub counter: CounterKind,
+    /// Where the designated one is; `None` with the other kind.
+    pub address: Option<Address>,
     /// A request for tokens that takes longer counts as unanswered.
     pub timeout: Duration,
 }
@@ -99,6 +115,27 @@ pub enum LogFormat {
     Json,
 }
 
+impl Config {
+    /// What this proxy takes the cluster for.
+    pub fn charter(&self) -> Charter {
+        Charter {
+            nodes: self.nodes.names.clone(),
+            counter: self.fencing.counter,
+            max_ttl: self.limits.ttl.longest,
+            drift: self.nodes.drift,
+            bootstrap: self.nodes.bootstrap,
+        }
+    }
+
+    /// How servers with `rediss://` URLs are spoken to; `None` if there are none.
+    pub fn tls(&self) -> Result<Option<ClientConfig>, TlsError> {
+        let files = &self.nodes.tls;
+        let identity = files.cert.as_deref().zip(files.key.as_deref());
+        let encrypted = self.nodes.addresses.iter().chain(&self.fencing.address).any(Address::is_encrypted);
+        encrypted.then(|| tls::client_config(files.ca.as_deref(), identity)).transpose()
+    }
+}
+
 /// One thing that can be configured.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
@@ -136,12 +173,37 @@ pub const KEYS: &[Key] = &[
     key("threads", "1", Shape::Number, "Threads that serve, 1 to 64. More proxies scale better than more threads"),
     key("drain_timeout", "10s", Shape::Text, "How long a shutdown waits for requests under way"),
     key(
+        "allow_unsafe",
+        "",
+        Shape::List,
+        "What the servers may be like although locks are not safe then: names of what `redlockd check` finds, such as eviction",
+    ),
+    key(
         "nodes.urls",
         "",
         Shape::List,
         "The independent Redis servers, an odd number of them: redis://, rediss:// or redis+unix:// URLs",
     ),
     key("nodes.timeout", "50ms", Shape::Text, "A call to a node that takes longer counts as unanswered, 1ms to 1m"),
+    key(
+        "nodes.probe_interval",
+        "1s",
+        Shape::Text,
+        "A node without traffic is looked at so often, 10ms to 1h: its marker, its clock",
+    ),
+    key(
+        "nodes.bootstrap",
+        "wait",
+        Shape::Text,
+        "`now` says that the cluster is new: its nodes vote at once if all of them and the counter are empty. `wait`: like nodes \
+         that lost their data, after limits.max_ttl",
+    ),
+    key(
+        "nodes.names",
+        "",
+        Shape::List,
+        "What the nodes are called, in the order of nodes.urls, where proxies reach them by different addresses; default: host:port",
+    ),
     key("nodes.key_prefix", "lock:", Shape::Text, "Stands before every lock name on the nodes"),
     key(
         "nodes.drift_factor",
@@ -155,7 +217,14 @@ pub const KEYS: &[Key] = &[
     key("nodes.tls_ca_file", "", Shape::Text, "PEM file with the CA of rediss:// servers; default: the system's CAs"),
     key("nodes.tls_cert_file", "", Shape::Text, "PEM file with our certificate, for rediss:// servers that ask for one"),
     key("nodes.tls_key_file", "", Shape::Text, "PEM file with the key of that certificate"),
-    key("fencing.url", "", Shape::Text, "The Redis server that keeps the fencing counter"),
+    key(
+        "fencing.counter",
+        "designated",
+        Shape::Text,
+        "Where tokens come from: `designated`, a Redis server of its own; or `quorum`, the nodes themselves, without a single server that \
+         all depends on",
+    ),
+    key("fencing.url", "", Shape::Text, "The Redis server that keeps the designated counter"),
     key("fencing.timeout", "100ms", Shape::Text, "A request for tokens that takes longer counts as unanswered, 1ms to 1m"),
     key("fencing.username", "", Shape::Text, "ACL user, if the URL names none"),
     key("fencing.password", "", Shape::Secret, "Password, if the URL holds none"),
@@ -278,6 +347,16 @@ impl Layers {
         }
     }
 
+    /// What a key is set to, as it was written.
+    pub fn value(&self, path: &str) -> Option<&str> {
+        self.values.get(path).map(|(value, _)| value.as_str())
+    }
+
+    /// Sets a key that nobody wrote.
+    pub fn set_default(&mut self, path: &'static str, value: String, origin: Origin) {
+        self.values.entry(path).or_insert((value, origin));
+    }
+
     /// Sets a key, over whatever it was.
     pub fn set(&mut self, path: &'static str, value: String, origin: Origin) {
         self.values.insert(path, (value, origin));
@@ -388,6 +467,7 @@ impl Reader<'_> {
         let metrics_listen = self.socket("metrics_listen");
         let threads = self.number("threads", 1, 64);
         let drain_timeout = self.duration("drain_timeout", Duration::ZERO, Duration::from_secs(600));
+        let allow_unsafe = self.allow_unsafe();
         let nodes = self.nodes();
         let fencing = self.fencing();
         let limits = self.limits();
@@ -397,6 +477,7 @@ impl Reader<'_> {
             metrics_listen: metrics_listen?,
             threads: threads?,
             drain_timeout: drain_timeout?,
+            allow_unsafe: allow_unsafe?,
             nodes: nodes?,
             fencing: fencing?,
             limits: limits?,
@@ -409,6 +490,8 @@ impl Reader<'_> {
         let timeout = self.timeout("nodes.timeout");
         let key_prefix = self.key_prefix();
         let drift = self.drift();
+        let bootstrap = self.bootstrap();
+        let probe_interval = self.duration("nodes.probe_interval", Duration::from_millis(10), Duration::from_secs(3_600));
         let tls = TlsFiles {
             ca: self.path("nodes.tls_ca_file"),
             cert: self.path("nodes.tls_cert_file"),
@@ -422,8 +505,12 @@ impl Reader<'_> {
             );
         }
         let addresses = addresses?;
+        let names = self.names(&addresses);
         Some(Nodes {
             quorum: Quorum::of(addresses.len())?,
+            names: names?,
+            bootstrap: bootstrap?,
+            probe_interval: probe_interval?,
             addresses,
             timeout: timeout?,
             key_prefix: key_prefix?,
@@ -466,18 +553,67 @@ impl Reader<'_> {
         complete.then_some(addresses)
     }
 
+    fn allow_unsafe(&mut self) -> Option<Vec<String>> {
+        let (list, _) = self.written("allow_unsafe");
+        let names: Vec<String> = split(&list).map(str::to_owned).collect();
+        match names.iter().find(|name| !UNSAFE.contains(&name.as_str())) {
+            Some(name) => self.wrong("allow_unsafe", &format!("{name:?} is none of {}", UNSAFE.join(", "))),
+            None => Some(names),
+        }
+    }
+
+    fn bootstrap(&mut self) -> Option<bool> {
+        match self.written("nodes.bootstrap").0.as_str() {
+            "now" => Some(true),
+            "wait" => Some(false),
+            _ => self.wrong("nodes.bootstrap", "expected wait or now"),
+        }
+    }
+
+    fn names(&mut self, addresses: &[Address]) -> Option<Vec<Arc<str>>> {
+        let (list, _) = self.written("nodes.names");
+        let names: Vec<Arc<str>> = split(&list).map(Arc::from).collect();
+        if names.is_empty() {
+            return Some(addresses.iter().map(|address| address.label().into()).collect());
+        }
+        let different: std::collections::BTreeSet<&Arc<str>> = names.iter().collect();
+        if names.len() != addresses.len() || different.len() != names.len() {
+            let wanted = format!("expected {} different names, one for each of nodes.urls", addresses.len());
+            return self.wrong("nodes.names", &wanted);
+        }
+        if let Some(name) = names.iter().find(|name| name.len() > 128 || name.chars().any(char::is_control)) {
+            let wrong = format!("{name:?} is no name: expected at most 128 bytes without control characters");
+            return self.wrong("nodes.names", &wrong);
+        }
+        Some(names)
+    }
+
     fn fencing(&mut self) -> Option<Fencing> {
         let timeout = self.timeout("fencing.timeout");
         let (username, password) = self.credentials("fencing");
+        let (kind, _) = self.written("fencing.counter");
+        let Some(counter) = CounterKind::parse(&kind) else {
+            return self.wrong("fencing.counter", "expected designated or quorum");
+        };
         let (url, _) = self.written("fencing.url");
+        if counter == CounterKind::Quorum {
+            return match url.as_str() {
+                "" => Some(Fencing { counter, address: None, timeout: timeout? }),
+                _ => self
+                    .wrong("fencing.url", "goes not together with fencing.counter = quorum, which needs no server of its own"),
+            };
+        }
         if url.is_empty() {
             return self.wrong(
                 "fencing.url",
-                "is not set; name the Redis server that keeps the fencing counter, such as redis://fence:6379",
+                "is not set; name the Redis server that keeps the fencing counter, such as redis://fence:6379; or set fencing.counter to quorum",
             );
         }
         match Address::parse(&url) {
-            Ok(address) => Some(Fencing { address: with_credentials(address, &username, &password), timeout: timeout? }),
+            Ok(address) => {
+                let address = Some(with_credentials(address, &username, &password));
+                Some(Fencing { counter, address, timeout: timeout? })
+            }
             Err(error) => self.wrong("fencing.url", &error),
         }
     }

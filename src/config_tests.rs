@@ -134,7 +134,7 @@ fn secrets_come_from_files_too_and_urls_go_first() {
     };
     assert_eq!(credentials(0), (Some("ann".to_owned()), Some("from-file".to_owned())));
     assert_eq!(credentials(1), (Some("u".to_owned()), Some("own".to_owned())));
-    assert_eq!(config.fencing.address.password, None);
+    assert_eq!(config.fencing.address.unwrap().password, None);
 }
 
 #[test]

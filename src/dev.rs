@@ -75,20 +75,19 @@ impl Drop for Server {
 pub struct Cluster {
     /// The lock nodes: without persistence.
     pub nodes: Vec<Server>,
-    /// Keeps the fencing counter: every write is on disk before it is answered.
-    pub fence: Server,
+    /// Keeps the fencing counter: what it loses, the nodes' ceiling makes up for.
+    pub fence: Option<Server>,
     _directory: Directory,
 }
 
-/// Starts `count` lock nodes and the designated server. To be called from the main thread: the servers die with the *thread*
+/// Starts `count` lock nodes and, if wanted, the designated server. To be called from the main thread: the servers die with the *thread*
 /// that started them.
-pub fn start(count: u8, program: Option<&Path>) -> Result<Cluster, DevError> {
+pub fn start(count: u8, designated: bool, program: Option<&Path>) -> Result<Cluster, DevError> {
     let program = find_program(program)?;
     let directory = Directory::create()?;
-    let node = |i: u8| start_server(&program, &directory.0, &format!("node-{i}"), &["--save", "", "--appendonly", "no"]);
-    let nodes = (1..=count).map(node).collect::<Result<_, _>>()?;
-    let durable = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"];
-    let fence = start_server(&program, &directory.0, "fence", &durable)?;
+    let server = |name: &str| start_server(&program, &directory.0, name, &["--save", "", "--appendonly", "no"]);
+    let nodes = (1..=count).map(|i| server(&format!("node-{i}"))).collect::<Result<_, _>>()?;
+    let fence = designated.then(|| server("fence")).transpose()?;
     Ok(Cluster { nodes, fence, _directory: directory })
 }
 

@@ -6,7 +6,7 @@
 //! 2. [`node`]: one server: the wire, its mailbox, and the link that keeps a connection.
 //! 3. [`coordinator`]: carries the protocol out over all nodes.
 //! 4. [`grpc`]: messages in, messages out. [`admin`]: the HTTP side. [`run`]: wires all of it up.
-//! 5. [`config`], [`args`], [`cli`], [`dev`]: what people type.
+//! 5. [`config`], [`args`], [`cli`], [`check`], [`dev`]: what people type.
 //!
 //! # How an acquire flows
 //!
@@ -27,6 +27,7 @@ pub mod mutants;
 
 pub mod admin;
 pub mod args;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod coordinator;

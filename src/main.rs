@@ -6,10 +6,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use redlockd::args::{Cli, Command, DevArgs, ServeArgs};
+use redlockd::args::{CheckArgs, Cli, Command, DevArgs, ServeArgs};
+use redlockd::check::Report;
 use redlockd::cli::{self, CliError};
-use redlockd::config::{Config, ConfigError, Layers, LogFormat, Origin};
+use redlockd::config::{Config, ConfigError, LogFormat, Origin};
 use redlockd::dev::{self, Cluster, Server};
+use redlockd::engine::membership::CounterKind;
+use redlockd::engine::preflight::{Finding, Severity};
 use redlockd::run;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Serve(args) => serve(&args),
         Command::Dev(args) => develop(&args),
+        Command::Check(args) => check(&args),
         Command::Acquire(args) => client(cli::acquire::run(args)),
         Command::Release(args) => client(cli::release::run(args)),
         Command::Renew(args) => client(cli::renew::run(args)),
@@ -82,6 +86,39 @@ fn serve(args: &ServeArgs) -> ExitCode {
     }
 }
 
+fn check(args: &CheckArgs) -> ExitCode {
+    let config = match args.layers().resolve() {
+        Ok(config) => config,
+        Err(errors) => return report(&errors),
+    };
+    match runtime(1).block_on(Report::of(&config)) {
+        Ok(report) => {
+            report.print(args.output);
+            ExitCode::from(report.exit_code())
+        }
+        Err(error) => {
+            eprintln!("redlockd: {error}");
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
+/// Warns of what is wrong with the servers. `Err`: what makes locks unsafe, and was not allowed by name.
+async fn preflight(config: &Config) -> Result<(), run::StartError> {
+    let findings = Report::of(config).await?.findings;
+    let allowed = |finding: &&Finding| config.allow_unsafe.iter().any(|name| name == finding.name);
+    let is_unsafe = |finding: &&Finding| finding.severity == Severity::Unsafe;
+    findings.iter().for_each(|finding| tracing::warn!("{finding}"));
+    let unsafe_findings: Vec<String> =
+        findings.iter().filter(is_unsafe).filter(|finding| !allowed(finding)).map(ToString::to_string).collect();
+    if unsafe_findings.is_empty() {
+        return Ok(());
+    }
+    let names = findings.iter().filter(is_unsafe).map(|finding| finding.name).collect::<Vec<_>>().join(",");
+    let advice = format!("locks would not be safe; to start all the same: --allow-unsafe {names}");
+    Err(format!("{}\n{advice}", unsafe_findings.join("\n")).into())
+}
+
 fn report(errors: &[ConfigError]) -> ExitCode {
     errors.iter().for_each(|error| eprintln!("redlockd: {error}"));
     eprintln!(
@@ -93,16 +130,16 @@ fn report(errors: &[ConfigError]) -> ExitCode {
 
 fn develop(args: &DevArgs) -> ExitCode {
     // Before the servers are started, so that a wrong flag costs nothing.
-    let placeholders = |layers: &mut Layers| {
-        layers.set("nodes.urls", "redis://localhost".to_owned(), Origin::Dev);
-        layers.set("fencing.url", "redis://localhost".to_owned(), Origin::Dev);
-    };
     let mut layers = args.layers();
-    placeholders(&mut layers);
+    let designated = layers.value("fencing.counter").is_none_or(|kind| kind == CounterKind::Designated.as_str());
+    layers.set("nodes.urls", "redis://localhost".to_owned(), Origin::Dev);
+    if designated {
+        layers.set("fencing.url", "redis://localhost".to_owned(), Origin::Dev);
+    }
     if let Err(errors) = layers.resolve() {
         return report(&errors);
     }
-    let cluster = match dev::start(args.nodes, args.redis_server.as_deref()) {
+    let cluster = match dev::start(args.nodes, designated, args.redis_server.as_deref()) {
         Ok(cluster) => cluster,
         Err(error) => {
             eprintln!("redlockd dev: {error}");
@@ -110,9 +147,12 @@ fn develop(args: &DevArgs) -> ExitCode {
         }
     };
     let mut layers = args.layers();
+    layers.set_default("nodes.bootstrap", "now".to_owned(), Origin::Dev);
     let urls: Vec<String> = cluster.nodes.iter().map(Server::url).collect();
     layers.set("nodes.urls", urls.join(","), Origin::Dev);
-    layers.set("fencing.url", cluster.fence.url(), Origin::Dev);
+    if let Some(fence) = &cluster.fence {
+        layers.set("fencing.url", fence.url(), Origin::Dev);
+    }
     match layers.resolve() {
         Err(errors) => report(&errors),
         Ok(config) => {
@@ -120,7 +160,9 @@ fn develop(args: &DevArgs) -> ExitCode {
             for node in &cluster.nodes {
                 println!("node {} pid {}", node.address(), node.pid());
             }
-            println!("fence {} pid {}", cluster.fence.address(), cluster.fence.pid());
+            if let Some(fence) = &cluster.fence {
+                println!("fence {} pid {}", fence.address(), fence.pid());
+            }
             proxy(config, Some(cluster))
         }
     }
@@ -147,6 +189,9 @@ fn proxy(config: Config, cluster: Option<Cluster>) -> ExitCode {
         let http = bind(config.metrics_listen, "metrics_listen").await?;
         // Before anybody is told that we are there: a signal that comes at once ends us in order too.
         let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+        if cluster.is_none() {
+            preflight(&config).await?;
+        }
         announce(&grpc, &http, cluster.is_some())?;
         let shutdown = CancellationToken::new();
         tokio::spawn(end_on_signal(signals, shutdown.clone()));
@@ -205,7 +250,7 @@ async fn end_on_signal(signals: [std::io::Result<Signal>; 2], shutdown: Cancella
 async fn watch(mut cluster: Cluster, shutdown: CancellationToken) {
     let Ok(mut child_ended) = signal(SignalKind::child()) else { return };
     loop {
-        for server in cluster.nodes.iter_mut().chain([&mut cluster.fence]) {
+        for server in cluster.nodes.iter_mut().chain(&mut cluster.fence) {
             if server.has_just_died() {
                 tracing::warn!(address = %server.address(), pid = server.pid(), "a server has died; it is not started again");
             }

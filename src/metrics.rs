@@ -48,8 +48,8 @@ impl Registry {
         metrics::with_local_recorder(&self.recorder, work)
     }
 
-    /// The proxy's handles. `nodes` and `fence` are addresses without credentials.
-    pub fn metrics(&self, nodes: &[Arc<str>], fence: &Arc<str>) -> Metrics {
+    /// The proxy's handles. `nodes` and `fence`, the designated counter's server, are addresses without credentials.
+    pub fn metrics(&self, nodes: &[Arc<str>], fence: Option<&Arc<str>>) -> Metrics {
         self.within(|| Metrics::new(nodes, fence))
     }
 
@@ -162,11 +162,11 @@ pub struct Metrics {
     token_batch: Histogram,
     tokens_unavailable: Counter,
     nodes: Vec<NodeMetrics>,
-    fence: NodeMetrics,
+    fence: Option<NodeMetrics>,
 }
 
 impl Metrics {
-    fn new(nodes: &[Arc<str>], fence: &Arc<str>) -> Self {
+    fn new(nodes: &[Arc<str>], fence: Option<&Arc<str>>) -> Self {
         gauge!("redlock_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         let requests = Rpc::ALL
             .iter()
@@ -200,7 +200,7 @@ impl Metrics {
             token_batch: histogram!("redlock_fencing_batch_size"),
             tokens_unavailable: counter!("redlock_fencing_unavailable_total"),
             nodes: nodes.iter().map(NodeMetrics::new).collect(),
-            fence: NodeMetrics::new(fence),
+            fence: fence.map(NodeMetrics::new),
         }
     }
 
@@ -283,8 +283,8 @@ impl Metrics {
         self.nodes[index].clone()
     }
 
-    /// The handles of the fencing counter's server.
-    pub fn fence(&self) -> NodeMetrics {
+    /// The handles of the designated counter's server, if there is one.
+    pub fn fence(&self) -> Option<NodeMetrics> {
         self.fence.clone()
     }
 }
@@ -299,11 +299,29 @@ pub struct NodeMetrics {
     errors: Vec<(&'static str, Counter)>,
     up: Gauge,
     restarts: Counter,
+    quarantined: Vec<(&'static str, Gauge)>,
+    votes_lost: Counter,
+    clock_offset: Gauge,
+    clock_drift: Gauge,
 }
 
+/// Why the votes of a node do not count.
+const NO_VOTE_REASONS: [&str; 6] = ["missing", "restarted", "clock", "suspect", "joining", "foreign"];
+
 /// The kinds of errors that a node can meet.
-const NODE_ERRORS: [&str; 9] =
-    ["timeout", "silent", "down", "connection_lost", "unfit", "mailbox_full", "server_error", "not_awaited", "connect"];
+const NODE_ERRORS: [&str; 11] = [
+    "timeout",
+    "silent",
+    "down",
+    "connection_lost",
+    "unfit",
+    "no_vote",
+    "suspended",
+    "mailbox_full",
+    "server_error",
+    "not_awaited",
+    "connect",
+];
 
 impl NodeMetrics {
     fn new(address: &Arc<str>) -> Self {
@@ -314,6 +332,9 @@ impl NodeMetrics {
         let seconds = |op: &'static str| {
             histogram!("redlock_node_request_duration_seconds", vec![label(), Label::from_static_parts("op", op)])
         };
+        let quarantined = |reason: &'static str| {
+            (reason, gauge!("redlock_node_quarantined", vec![label(), Label::from_static_parts("reason", reason)]))
+        };
         Self {
             address: address.clone(),
             batch_seconds: seconds("batch"),
@@ -322,6 +343,10 @@ impl NodeMetrics {
             errors: NODE_ERRORS.into_iter().map(error).collect(),
             up: gauge!("redlock_node_up", vec![label()]),
             restarts: counter!("redlock_node_restarts_total", vec![label()]),
+            quarantined: NO_VOTE_REASONS.into_iter().map(quarantined).collect(),
+            votes_lost: counter!("redlock_node_votes_lost_total", vec![label()]),
+            clock_offset: gauge!("redlock_node_clock_offset_seconds", vec![label()]),
+            clock_drift: gauge!("redlock_node_clock_drift_ratio", vec![label()]),
         }
     }
 
@@ -347,6 +372,24 @@ impl NodeMetrics {
         if let Some((_, counter)) = self.errors.iter().find(|(known, _)| *known == kind) {
             counter.increment(1);
         }
+    }
+
+    /// Whether its votes count has changed; the word for why not, if they do not.
+    pub fn no_vote(&self, reason: Option<&'static str>) {
+        for (known, gauge) in &self.quarantined {
+            gauge.set(f64::from(u8::from(Some(*known) == reason)));
+        }
+    }
+
+    /// A vote did not count.
+    pub fn vote_lost(&self) {
+        self.votes_lost.increment(1);
+    }
+
+    /// What is read at the time of a scrape: its clock against ours, in seconds and seconds a second, as far as it is known.
+    pub fn clock(&self, offset: Option<f64>, drift: Option<f64>) {
+        offset.iter().for_each(|seconds| self.clock_offset.set(*seconds));
+        drift.iter().for_each(|ratio| self.clock_drift.set(*ratio));
     }
 
     /// Whether it can be used.
@@ -377,6 +420,22 @@ pub const CATALOGUE: &[(&str, Kind, &str)] = &[
     ("redlock_node_batch_size", Kind::Size, "Operations in one call to a node."),
     ("redlock_node_errors_total", Kind::Counter, "Operations, calls and connections that failed, by kind."),
     ("redlock_node_up", Kind::Gauge, "1 if the node is connected, answering and fit to vote."),
+    (
+        "redlock_node_quarantined",
+        Kind::Gauge,
+        "1 if the votes of a node do not count, by reason: it may have forgotten locks, or its clock was set.",
+    ),
+    (
+        "redlock_node_votes_lost_total",
+        Kind::Counter,
+        "Yes votes that did not count, because of the node's marker or its clock.",
+    ),
+    ("redlock_node_clock_offset_seconds", Kind::Gauge, "How far a node's wall clock is ahead of the proxy's."),
+    (
+        "redlock_node_clock_drift_ratio",
+        Kind::Gauge,
+        "How much faster than the proxy's clock a node's has run of late; 0.001 is a millisecond a second.",
+    ),
     ("redlock_node_restarts_total", Kind::Counter, "Times that a node came back as another process."),
     ("redlock_build_info", Kind::Gauge, "Always 1; the version is its label."),
 ];
@@ -414,7 +473,7 @@ mod tests {
     #[test]
     fn every_metric_has_a_help_text_and_buckets_where_it_has_a_distribution() {
         let registry = Registry::new().unwrap();
-        let metrics = registry.metrics(&["n1:1".into()], &"f:1".into());
+        let metrics = registry.metrics(&["n1:1".into()], Some(&"f:1".into()));
         metrics.request(Rpc::Acquire, Outcome::Granted, Duration::from_millis(2));
         metrics.granted(Duration::from_secs(9), Duration::from_secs(10));
         metrics.released(Duration::from_secs(1));
@@ -443,6 +502,8 @@ mod tests {
             WhyKind::Down(text()),
             WhyKind::ConnectionLost(text()),
             WhyKind::Unfit(text()),
+            WhyKind::NoVote(crate::engine::membership::Standing::Unread),
+            WhyKind::Suspended,
             WhyKind::MailboxFull,
             WhyKind::ServerError(text()),
             WhyKind::NotAwaited,

@@ -39,7 +39,14 @@ mod chosen {
         ("release-without-compare", "a release deletes whatever is there"),
         ("token-before-quorum", "a token that was taken before the quorum is handed out"),
         ("token-handed-out-twice", "the counter is raised by one less than the tokens that are handed out"),
-        ("counter-begins-at-zero", "a counter without any trace starts with low numbers"),
+        ("counter-begins-at-zero", "a counter that was lost starts with low numbers"),
+        ("run-id-of-the-counter-ignored", "a counter that came back from an old snapshot goes on counting"),
+        ("counter-started-without-its-mark", "who was held up starts the counter again after somebody else did"),
+        ("missing-raise", "the highest number of a quorum is the token, and nobody is raised to it"),
+        ("counters-are-not-brought-up", "a node that forgot its counters counts from a new base"),
+        ("quarantine-ignored", "a node that may have forgotten locks votes"),
+        ("quarantine-ends-early", "it votes before everything that it may have forgotten has ended"),
+        ("clock-guard-ignored", "a node whose clock was set votes"),
         ("renewal-counts-healed-nodes", "a node that had lost the key counts for the renewal"),
         ("renewal-shortens", "a renewal to less takes time away"),
         ("renewal-deletes-when-lost", "a failed renewal releases the lease"),
@@ -72,7 +79,12 @@ mod chosen {
     pub fn in_lua(text: &'static str) -> &'static str {
         let changes = [
             ("release-without-compare", "if read(key) ~= value then return 0 end", "if not read(key) then return 0 end"),
-            ("counter-begins-at-zero", "string.format('%.0f', now[1] * 1000000 + now[2])", "0"),
+            ("run-id-of-the-counter-ignored", "if owner == run_id then", "if owner then"),
+            (
+                "counter-started-without-its-mark",
+                "if stored ~= 'lost ' .. marked and stored ~= 'new ' .. marked then return 0 end",
+                "",
+            ),
             ("renewal-shortens", "if left >= 0 and left < tonumber(ttl) then", "if left >= 0 then"),
             ("retry-replaces-higher-attempt", "attempt > stored_attempt", "attempt ~= stored_attempt"),
         ];

@@ -14,17 +14,19 @@ use tracing::{info, warn};
 
 use crate::admin;
 use crate::config::Config;
+use crate::coordinator::buckets::Buckets;
+use crate::coordinator::ceiling::Ceilings;
 use crate::coordinator::fence::Fence;
 use crate::coordinator::observer::NodeObserver;
-use crate::coordinator::{Coordinator, Settings};
+use crate::coordinator::{Coordinator, Counter, Settings};
 use crate::grpc::delivery::DeliveryLayer;
 use crate::grpc::service::Service;
 use crate::metrics::{Metrics, NodeMetrics, Registry};
 use crate::node::address::Address;
 use crate::node::env::{Env, SystemEnv};
-use crate::node::link::{Identities, Link, Timing};
+use crate::node::link::{Link, Timing};
 use crate::node::redis::RedisNode;
-use crate::node::tls;
+use crate::node::roster::{Roster, Seat};
 use crate::proto;
 use crate::proto::lock_service_server::LockServiceServer;
 use crate::proto::operator_service_server::OperatorServiceServer;
@@ -90,39 +92,57 @@ pub async fn run(config: Config, grpc: TcpListener, http: TcpListener, shutdown:
 /// Links to all servers, and the coordinator over them.
 fn start(config: &Config, registry: &Registry, background: &mut JoinSet<()>) -> Result<Arc<Coordinator>, StartError> {
     let env: Arc<dyn Env> = Arc::new(SystemEnv);
-    let files = &config.nodes.tls;
-    let identity = files.cert.as_deref().zip(files.key.as_deref());
-    let encrypted = config.nodes.addresses.iter().chain([&config.fencing.address]).any(Address::is_encrypted);
-    let tls = encrypted.then(|| tls::client_config(files.ca.as_deref(), identity)).transpose()?;
+    let tls = config.tls()?;
 
     let labels: Vec<Arc<str>> = config.nodes.addresses.iter().map(|address| address.label().into()).collect();
-    let fence_label: Arc<str> = config.fencing.address.label().into();
-    let metrics: Arc<Metrics> = Arc::new(registry.metrics(&labels, &fence_label));
+    let fence_label = config.fencing.address.as_ref().map(|address| Arc::from(address.label()));
+    let metrics: Arc<Metrics> = Arc::new(registry.metrics(&labels, fence_label.as_ref()));
 
-    let link = |index, address: &Address, timeout, events: NodeMetrics, identities: &Arc<Identities>| {
-        let timing = Timing::new(timeout, config.limits.ttl.longest.as_duration());
+    let link = |index, address: &Address, timeout, events: NodeMetrics, seat: Option<Seat>| {
+        let timing =
+            Timing { look: config.nodes.probe_interval, ..Timing::new(timeout, config.limits.ttl.longest.as_duration()) };
         let node = Box::new(RedisNode::new(address, tls.clone(), timing.connect));
         let observer = Box::new(NodeObserver::new(events));
-        Arc::new(Link::new(index, address.label().into(), node, timing, env.clone(), observer, identities.clone()))
+        Arc::new(Link::new(index, address.label().into(), node, timing, env.clone(), observer, seat))
     };
-    let identities = Arc::new(Identities::default());
     let addresses = config.nodes.addresses.iter().enumerate();
-    let links: Vec<Arc<Link>> =
-        addresses.map(|(i, address)| link(i, address, config.nodes.timeout, metrics.node(i), &identities)).collect();
-    // The counter may live on a lock node's server: it votes on nothing.
-    let fence = link(0, &config.fencing.address, config.fencing.timeout, metrics.fence(), &Arc::default());
-    for link in links.iter().chain([&fence]).map(Arc::clone) {
-        background.spawn(async move { link.run().await });
-    }
-
+    let roster = Roster::new(config.charter(), config.nodes.quorum, env.now());
+    let links: Vec<Arc<Link>> = addresses
+        .map(|(i, address)| link(i, address, config.nodes.timeout, metrics.node(i), Some(Seat::new(&roster, i))))
+        .collect();
     let settings = Settings {
         quorum: config.nodes.quorum,
         key_prefix: config.nodes.key_prefix.clone(),
         drift: config.nodes.drift,
         max_inflight: config.limits.max_inflight,
     };
-    let fence = Fence::new(fence, env.clone(), metrics.clone());
-    Ok(Coordinator::new(settings, links, fence, env, metrics))
+    let counter = match &config.fencing.address {
+        // It may live on a lock node's server: it votes on nothing.
+        Some(address) => {
+            // There is a label where there is an address.
+            let events = metrics.fence().expect("the handles of the counter's server");
+            let fence = link(0, address, config.fencing.timeout, events, None);
+            spawn_link(background, &fence);
+            let longest_ttl = config.limits.ttl.longest.as_duration();
+            let ceilings = Ceilings::new(links.clone(), config.nodes.quorum, env.clone(), longest_ttl);
+            let fence = Fence::new(fence, ceilings, roster, env.clone(), metrics.clone());
+            background.spawn(fence.clone().keep(config.nodes.bootstrap));
+            Counter::Designated(fence)
+        }
+        None => {
+            roster.on_counter(true);
+            let buckets = Buckets::new(links.clone(), config.nodes.quorum, roster, env.clone());
+            background.spawn(buckets.keep());
+            Counter::Quorum
+        }
+    };
+    links.iter().for_each(|link| spawn_link(background, link));
+    Ok(Coordinator::new(settings, links, counter, env, metrics))
+}
+
+fn spawn_link(background: &mut JoinSet<()>, link: &Arc<Link>) {
+    let link = link.clone();
+    background.spawn(async move { link.run().await });
 }
 
 /// Keeps the health service true and the histograms small.

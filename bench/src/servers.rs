@@ -41,6 +41,9 @@ pub struct ServersArgs {
     /// More arguments for `redlockd serve`, after `--`
     #[arg(last = true, value_name = "SERVE_ARGS")]
     serve: Vec<String>,
+    /// Let the nodes count the tokens, without a designated server
+    #[arg(long)]
+    quorum_counter: bool,
 }
 
 /// All of them.
@@ -77,7 +80,7 @@ impl Servers {
             Some(program) => program.clone(),
             None => std::env::current_exe()?.with_file_name("redlockd"),
         };
-        let cluster = dev::start(NODES, args.redis_server.as_deref())?;
+        let cluster = dev::start(NODES, !args.quorum_counter, args.redis_server.as_deref())?;
         let proxy = start_proxy(&program, &cluster, &args.serve)?;
         Ok(Self { proxy, cluster })
     }
@@ -94,7 +97,7 @@ impl Servers {
 
     /// The processes whose CPU time counts.
     pub fn processes(&self) -> Processes {
-        let redis = self.cluster.nodes.iter().chain([&self.cluster.fence]).map(Server::pid).collect();
+        let redis = self.cluster.nodes.iter().chain(&self.cluster.fence).map(Server::pid).collect();
         Processes { proxy: self.proxy.child.id(), redis }
     }
 
@@ -168,9 +171,17 @@ fn start_proxy(program: &Path, cluster: &Cluster, more: &[String]) -> Result<Pro
         command.env_remove(name);
     }
     let urls: Vec<String> = cluster.nodes.iter().map(Server::url).collect();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--log-level", "error"]).args([
+        "--nodes-urls",
+        &urls.join(","),
+        "--nodes-bootstrap",
+        "now",
+    ]);
+    match &cluster.fence {
+        Some(fence) => command.args(["--fencing-url", &fence.url()]),
+        None => command.args(["--fencing-counter", "quorum"]),
+    };
     command
-        .args(["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--log-level", "error"])
-        .args(["--nodes-urls", &urls.join(","), "--fencing-url", &cluster.fence.url()])
         .args(more)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

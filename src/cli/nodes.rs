@@ -23,8 +23,8 @@ pub async fn run(args: NodesArgs) -> Result<ExitCode, CliError> {
         return Ok(ExitCode::DONE);
     }
     println!(
-        "{:<6} {:<24} {:<7} {:>10} {:>12} {:>8}  {:<14} DETAIL",
-        "ROLE", "NODE", "STATE", "ROUND TRIP", "UPTIME", "RESTARTS", "VERSION"
+        "{:<6} {:<24} {:<11} {:>10} {:>10} {:>12} {:>8} {:>6}  {:<14} DETAIL",
+        "ROLE", "NODE", "STATE", "ROUND TRIP", "CLOCK", "UPTIME", "RESTARTS", "LOST", "VERSION"
     );
     response.nodes.iter().for_each(|node| println!("{}", line(node)));
     println!("{} nodes can vote, {} are a quorum", response.voting, response.quorum);
@@ -45,12 +45,23 @@ fn state(node: &NodeStatus) -> &'static str {
         NodeState::Silent => "silent",
         NodeState::Down => "down",
         NodeState::Unfit => "unfit",
+        NodeState::Suspended => "suspended",
+        NodeState::Quarantined => "quarantined",
         NodeState::Unspecified => "unknown",
     }
 }
 
 fn micros(duration: Option<prost_types::Duration>) -> Option<u128> {
     std::time::Duration::try_from(duration?).ok().map(|duration| duration.as_micros())
+}
+
+/// With the time of day at which a quarantine ends.
+fn detail(node: &NodeStatus) -> String {
+    let Some(left) = node.quarantine_left.and_then(|left| std::time::Duration::try_from(left).ok()) else {
+        return node.detail.clone();
+    };
+    let until = humantime::format_rfc3339_seconds(std::time::SystemTime::now() + left);
+    format!("until {until}: {}", node.detail)
 }
 
 fn fields(node: &NodeStatus) -> Map<String, Value> {
@@ -66,20 +77,32 @@ fn fields(node: &NodeStatus) -> Map<String, Value> {
         ("queued", json!(node.queued)),
         ("in_flight", json!(node.in_flight)),
         ("restarts", json!(node.restarts)),
+        ("quarantine_left_ms", json!(node.quarantine_left.map(|_| millis(node.quarantine_left)))),
+        ("clock_offset_ms", json!(clock_ms(node))),
+        ("clock_drift_ratio", json!(node.clock_drift_ratio)),
+        ("votes_lost", json!(node.votes_lost)),
     ])
 }
 
+/// How far its clock is ahead.
+fn clock_ms(node: &NodeStatus) -> Option<f64> {
+    let offset = node.clock_offset?;
+    Some(offset.seconds as f64 * 1e3 + f64::from(offset.nanos) / 1e6)
+}
+
 fn line(node: &NodeStatus) -> String {
+    let clock = clock_ms(node).map(|ms| format!("{ms:+.1} ms")).unwrap_or_default();
     let round_trip = micros(node.round_trip).map(|us| format!("{us} us")).unwrap_or_default();
     let uptime = node.uptime.map(|_| people(millis(node.uptime))).unwrap_or_default();
     let line = format!(
-        "{:<6} {:<24} {:<7} {round_trip:>10} {uptime:>12} {:>8}  {:<14} {}",
+        "{:<6} {:<24} {:<11} {round_trip:>10} {clock:>10} {uptime:>12} {:>8} {:>6}  {:<14} {}",
         role(node),
         node.node,
         state(node),
         node.restarts,
+        node.votes_lost,
         node.version,
-        node.detail
+        detail(node)
     );
     line.trim_end().to_owned()
 }

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::engine::backoff::Backoff;
-use crate::engine::fencing::Token;
+use crate::engine::fencing::{Count, Counts, Token};
 use crate::engine::lease::{LockName, LockValue, Owner, RequestKey, Ttl};
 use crate::engine::quorum::NodeIndex;
 use crate::engine::reply::{Reply, WhyKind};
@@ -21,11 +21,12 @@ use crate::engine::validity::{self, Spent, Validity};
 use crate::metrics::AttemptOutcome;
 use crate::node::link::STALL_GRACE;
 use crate::node::mailbox::{Place, ReplyTo};
-use crate::node::{NodeTime, Op};
+use crate::node::{Heard, Op};
 
-use super::fence::{Fence, TokenTo};
+use super::buckets::bucket;
+use super::fence::TokenTo;
 use super::lock_id::LockId;
-use super::{Coordinator, NoQuorum, NodeWord};
+use super::{Coordinator, Counter, NoQuorum, NodeWord};
 
 /// Between the tries of a caller that waits.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(250));
@@ -86,7 +87,6 @@ pub enum AcquireFailure {
 /// A lease that has been granted, until its answer has been delivered. Dropped before that, it is released.
 pub struct Grant {
     ballot: Arc<Ballot>,
-    coordinator: Arc<Coordinator>,
     /// The token, or why there is none.
     pub token: Result<Token, WhyKind>,
     delivered: bool,
@@ -95,8 +95,8 @@ pub struct Grant {
 impl Grant {
     /// What is left of the lease now, and the time since the receipt of the request; `None` if it is too little.
     pub fn answer(&self) -> Option<(Validity, Duration)> {
-        let now = self.coordinator.env.now();
-        let left = self.ballot.validity(&self.coordinator, now)?;
+        let now = self.ballot.coordinator.env.now();
+        let left = self.ballot.validity(now)?;
         Some((left, now - self.ballot.received))
     }
 
@@ -106,7 +106,7 @@ impl Grant {
             name: self.ballot.name.clone(),
             value: self.ballot.value.clone(),
             token: self.token.as_ref().ok().copied(),
-            granted_at: self.coordinator.env.wall_clock(),
+            granted_at: self.ballot.coordinator.env.wall_clock(),
         }
     }
 
@@ -114,18 +114,18 @@ impl Grant {
     pub fn delivered(mut self) {
         self.delivered = true;
         self.ballot.lock().places.clear();
-        self.coordinator.ledger.note(&self.lock_id(), self.ballot.started + self.ballot.ttl.as_duration());
+        self.ballot.coordinator.ledger.note(&self.lock_id(), self.ballot.started + self.ballot.ttl.as_duration());
     }
 }
 
 impl Drop for Grant {
     fn drop(&mut self) {
         if !self.delivered {
-            self.coordinator.metrics.attempt(AttemptOutcome::Abandoned);
+            self.ballot.coordinator.metrics.attempt(AttemptOutcome::Abandoned);
             if mutant!("grant-without-receiver-is-left") {
                 return;
             }
-            self.ballot.give_up(&self.coordinator);
+            self.ballot.give_up();
         }
     }
 }
@@ -138,7 +138,9 @@ struct Ballot {
     min_validity_ms: u64,
     received: Instant,
     started: Instant,
-    fence: Arc<Fence>,
+    /// How often our machine had slept by then.
+    sleeps: u64,
+    coordinator: Arc<Coordinator>,
     this: Weak<Self>,
     state: Mutex<BallotState>,
     decided: Notify,
@@ -146,6 +148,8 @@ struct Ballot {
 
 struct BallotState {
     round: AcquireRound,
+    /// With the quorum counter: what the nodes counted.
+    counts: Option<Counts>,
     /// Reserved in each mailbox for the release that may be needed.
     places: Vec<Option<Place>>,
     result: Option<VoteResult>,
@@ -169,9 +173,37 @@ impl Ballot {
             Step::Wait => {}
             Step::GiveUp(loss) => self.conclude(VoteResult::Lost(loss)),
             // The ballot is alive: whoever calls this holds it.
-            Step::Grant => {
-                if let Some(this) = self.this.upgrade() {
-                    self.fence.request(this);
+            Step::Grant => match (&self.coordinator.counter, self.this.upgrade()) {
+                (Counter::Designated(fence), Some(this)) => fence.request(this),
+                (Counter::Quorum, Some(this)) => {
+                    let count = self.lock().counts.as_mut().map(Counts::on_quorum);
+                    count.into_iter().for_each(|count| this.count(count));
+                }
+                (_, None) => {}
+            },
+        }
+    }
+
+    /// Goes on to the token, with the quorum counter.
+    fn count(self: &Arc<Self>, count: Count) {
+        match count {
+            Count::Token(number) => {
+                let out_of_range =
+                    || WhyKind::ServerError(format!("the counter stands at {number}, out of the range of tokens").into());
+                self.coordinator.metrics.tokens(1, number);
+                self.conclude(VoteResult::Quorum(Token::new(number).ok_or_else(out_of_range)));
+            }
+            Count::Failed => {
+                self.coordinator.metrics.tokens_unavailable(1);
+                let why = "a quorum granted, but could not be brought to one number before some of it was lost";
+                self.conclude(VoteResult::Quorum(Err(WhyKind::ServerError(why.into()))));
+            }
+            Count::Raise(nodes) => {
+                let (now, bucket) = (self.coordinator.env.now(), bucket(self.name.as_str()));
+                for (node, token) in nodes {
+                    let (key, value) = (self.coordinator.key(&self.name), self.value.clone());
+                    let op = Op::RaiseBucket { key, value, bucket, token };
+                    self.coordinator.links[node].post(op, Arc::new(Raise(self.clone())), now);
                 }
             }
         }
@@ -183,13 +215,19 @@ impl Ballot {
     }
 
     /// What is left of the lease, if it is enough.
-    fn validity(&self, coordinator: &Coordinator, now: Instant) -> Option<Validity> {
-        let left = validity::validity(self.ttl, Spent::between(self.received, self.started, now), coordinator.settings.drift)?;
+    fn validity(&self, now: Instant) -> Option<Validity> {
+        // Our clock stood still meanwhile: nobody knows for how long.
+        if self.coordinator.sleeps() != self.sleeps {
+            return None;
+        }
+        let spent = Spent::between(self.received, self.started, now);
+        let left = validity::validity(self.ttl, spent, self.coordinator.settings.drift)?;
         (left.as_millis() >= self.min_validity_ms).then_some(left)
     }
 
     /// Releases every node that may hold the value; takes back what has not been sent.
-    fn give_up(self: &Arc<Self>, coordinator: &Coordinator) {
+    fn give_up(self: &Arc<Self>) {
+        let coordinator = &self.coordinator;
         let releases: Vec<(NodeIndex, Option<Place>)> = {
             let state = &mut *self.lock();
             let nodes = state.round.give_up();
@@ -215,9 +253,27 @@ impl ReplyTo for Ballot {
         self.lock().round.on_sending(node)
     }
 
-    fn on_reply(&self, node: NodeIndex, reply: Reply, _: Option<NodeTime>) {
-        let step = self.lock().round.on_reply(node, reply);
+    fn on_reply(&self, node: NodeIndex, reply: Reply, _: Option<Heard>) {
+        let step = {
+            let state = &mut *self.lock();
+            if let Reply::Counted { number } = reply {
+                state.counts.iter_mut().for_each(|counts| counts.on_yes(node, number));
+            }
+            state.round.on_reply(node, reply)
+        };
         self.advance(step);
+    }
+}
+
+/// A node of the quorum that stands lower than the token is raised to it.
+struct Raise(Arc<Ballot>);
+
+impl ReplyTo for Raise {
+    fn on_reply(&self, node: NodeIndex, reply: Reply, _: Option<Heard>) {
+        let count = self.0.lock().counts.as_mut().and_then(|counts| counts.on_raised(node, reply == Reply::Yes));
+        if let Some(count) = count {
+            self.0.count(count);
+        }
     }
 }
 
@@ -235,7 +291,7 @@ impl ReplyTo for Cleanup {
         self.0.lock().round.needs_release(node)
     }
 
-    fn on_reply(&self, _: NodeIndex, _: Reply, _: Option<NodeTime>) {}
+    fn on_reply(&self, _: NodeIndex, _: Reply, _: Option<Heard>) {}
 }
 
 /// How a try ended.
@@ -327,13 +383,14 @@ async fn one_try(
     coordinator.metrics.attempt(outcome);
     let left = mutant!("lost-attempt-is-left") && matches!(tried, Tried::Failed(_));
     if !matches!(tried, Tried::Granted(_)) && !left {
-        ballot.give_up(coordinator);
+        ballot.give_up();
     }
     tried
 }
 
 /// Starts the clock, then posts the SETs.
 fn open(coordinator: &Arc<Coordinator>, spec: &AcquireSpec) -> Arc<Ballot> {
+    let bucket = matches!(coordinator.counter, Counter::Quorum).then(|| bucket(spec.name.as_str()));
     let value = LockValue::new(coordinator.env.secret(), request_key(coordinator, spec), spec.owner.as_ref());
     // Before the operation enters any mailbox: all the time that it waits there is charged to the lease.
     let started = coordinator.env.now();
@@ -344,10 +401,12 @@ fn open(coordinator: &Arc<Coordinator>, spec: &AcquireSpec) -> Arc<Ballot> {
         min_validity_ms: spec.min_validity_ms,
         received: spec.received,
         started,
-        fence: coordinator.fence.clone(),
+        sleeps: coordinator.sleeps(),
+        coordinator: coordinator.clone(),
         this: this.clone(),
         state: Mutex::new(BallotState {
             round: AcquireRound::new(coordinator.settings.quorum),
+            counts: bucket.map(|_| Counts::new(coordinator.settings.quorum)),
             places: Vec::new(),
             result: None,
         }),
@@ -355,7 +414,7 @@ fn open(coordinator: &Arc<Coordinator>, spec: &AcquireSpec) -> Arc<Ballot> {
     });
     let key = coordinator.key(&spec.name);
     let post = |link: &Arc<crate::node::link::Link>| {
-        let op = Op::Acquire { key: key.clone(), value: value.clone(), ttl: spec.ttl };
+        let op = Op::Acquire { key: key.clone(), value: value.clone(), ttl: spec.ttl, bucket };
         link.post_acquire(op, ballot.clone(), started)
     };
     let places = coordinator.links.iter().map(post).collect();
@@ -431,18 +490,21 @@ fn judge(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, ballot: &Arc<Ballot
     let token = match result {
         VoteResult::Lost(loss) => return Tried::Failed(lost(coordinator, ballot, loss)),
         VoteResult::Quorum(Err(why)) if spec.token_required => {
-            let node = coordinator.fence.link().address().clone();
+            let node = match &coordinator.counter {
+                Counter::Designated(fence) => fence.link().address().clone(),
+                Counter::Quorum => "quorum counter".into(),
+            };
             return Tried::Failed(AcquireFailure::NoToken(NodeWord { node, said: why.to_string() }));
         }
         VoteResult::Quorum(token) => token,
     };
     // Read after the last reply that the grant needs, the token's included.
     let now = coordinator.env.now();
-    match ballot.validity(coordinator, now) {
+    match ballot.validity(now) {
         None => Tried::Failed(AcquireFailure::TooLate { elapsed: now - ballot.started, ttl: spec.ttl }),
         Some(left) => {
             coordinator.metrics.granted(left.as_duration(), spec.ttl.as_duration());
-            Tried::Granted(Grant { ballot: ballot.clone(), coordinator: coordinator.clone(), token, delivered: false })
+            Tried::Granted(Grant { ballot: ballot.clone(), token, delivered: false })
         }
     }
 }

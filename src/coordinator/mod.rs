@@ -11,14 +11,20 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::engine::lease::LockName;
+use crate::engine::membership::Standing;
 use crate::engine::quorum::Quorum;
+use crate::engine::reply::WhyKind;
 use crate::engine::validity::DriftFactor;
 use crate::metrics::Metrics;
 use crate::node::Key;
 use crate::node::env::Env;
 use crate::node::link::{Link, Status};
+use crate::node::mailbox::Reach;
 
+mod asked;
 pub mod attempt;
+pub mod buckets;
+pub mod ceiling;
 pub mod fence;
 mod ledger;
 pub mod lock_id;
@@ -46,7 +52,7 @@ pub struct Settings {
 pub struct Coordinator {
     settings: Settings,
     links: Vec<Arc<Link>>,
-    fence: Arc<Fence>,
+    counter: Counter,
     env: Arc<dyn Env>,
     metrics: Arc<Metrics>,
     renewals: question::Renewals,
@@ -55,6 +61,14 @@ pub struct Coordinator {
     ledger: Ledger,
     inflight: AtomicUsize,
     tries: AtomicU64,
+}
+
+/// Where tokens come from.
+pub enum Counter {
+    /// A server of its own.
+    Designated(Arc<Fence>),
+    /// The nodes count with their votes.
+    Quorum,
 }
 
 /// What a node said, for people: its address and its words.
@@ -80,7 +94,7 @@ impl Coordinator {
     pub fn new(
         settings: Settings,
         links: Vec<Arc<Link>>,
-        fence: Arc<Fence>,
+        counter: Counter,
         env: Arc<dyn Env>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
@@ -90,7 +104,7 @@ impl Coordinator {
         Arc::new(Self {
             settings,
             links,
-            fence,
+            counter,
             env,
             metrics,
             renewals: question::Renewals::default(),
@@ -153,9 +167,12 @@ impl Coordinator {
         self.links.iter().map(ServerView::of).collect()
     }
 
-    /// The fencing counter's server.
-    pub fn fence(&self) -> ServerView {
-        ServerView::of(self.fence.link())
+    /// The fencing counter's server, if it has one of its own.
+    pub fn fence(&self) -> Option<ServerView> {
+        match &self.counter {
+            Counter::Designated(fence) => Some(ServerView::of(fence.link())),
+            Counter::Quorum => None,
+        }
     }
 
     /// The quorum of the configured nodes.
@@ -165,7 +182,20 @@ impl Coordinator {
 
     /// Nodes that can vote now.
     pub fn voting(&self) -> usize {
-        self.links.iter().filter(|link| link.is_up()).count()
+        self.links.iter().filter(|link| link.may_vote()).count()
+    }
+
+    /// How long it takes until so many quarantines are over that a quorum can vote, if that is what it takes.
+    pub fn votes_again_in(&self) -> Option<Duration> {
+        let left = |link: &Arc<Link>| match link.status().standing? {
+            _ if !link.is_up() => None,
+            Standing::Quarantined { left, .. } => left,
+            Standing::Votes => Some(Duration::ZERO),
+            _ => None,
+        };
+        let mut lefts: Vec<Duration> = self.links.iter().filter_map(left).collect();
+        lefts.sort_unstable();
+        lefts.get(self.settings.quorum.size() - 1).copied().filter(|left| *left > Duration::ZERO)
     }
 
     /// Whether grants are possible: a quorum of voting nodes, the fencing counter, and no drain; else why not.
@@ -173,10 +203,16 @@ impl Coordinator {
         let mut reasons = Vec::new();
         let (voting, needed) = (self.voting(), self.settings.quorum.size());
         if voting < needed {
-            reasons.push(format!("{voting} nodes can vote, {needed} are needed"));
+            let waits = match self.votes_again_in() {
+                Some(left) => format!("; a quorum can vote again in {:.1} s", left.as_secs_f64()),
+                None => String::new(),
+            };
+            reasons.push(format!("{voting} nodes can vote, {needed} are needed{waits}"));
         }
-        if !self.fence.link().is_up() {
-            reasons.push(format!("the fencing counter at {} can not be reached", self.fence.link().address()));
+        if let Counter::Designated(fence) = &self.counter
+            && !fence.link().is_up()
+        {
+            reasons.push(format!("the fencing counter at {} can not be reached", fence.link().address()));
         }
         if self.draining.is_cancelled() {
             reasons.push("shutting down".to_owned());
@@ -189,6 +225,10 @@ impl Coordinator {
         // Both are at most MAX_NODES.
         let margin = self.voting() as i64 - self.settings.quorum.size() as i64;
         self.metrics.observe(margin, self.tasks.len());
+        for (node, link) in self.links.iter().enumerate() {
+            let clock = link.status().clock;
+            self.metrics.node(node).clock(clock.offset, clock.rate);
+        }
     }
 
     /// To be called now and then: forgets what has expired.
@@ -210,6 +250,11 @@ impl Coordinator {
         while self.inflight.load(Ordering::Relaxed) > 0 || self.links.iter().any(busy) {
             self.env.sleep_until(self.env.now() + Duration::from_millis(5)).await;
         }
+    }
+
+    /// How often this proxy's machine was found to have slept.
+    fn sleeps(&self) -> u64 {
+        self.links.first().map_or(0, |link| link.sleeps())
     }
 
     fn key(&self, name: &LockName) -> Key {
@@ -238,9 +283,39 @@ pub struct ServerView {
     pub status: Status,
 }
 
+/// How a server is doing, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Connected and answering; a node also votes.
+    Up,
+    /// Connected and answering, but its votes do not count now.
+    Quarantined,
+    /// A call to it is overdue.
+    Silent,
+    /// Too many calls in a row were unanswered.
+    Suspended,
+    /// No connection.
+    Down,
+    /// Connected, and not to be used.
+    Unfit,
+}
+
 impl ServerView {
     fn of(link: &Arc<Link>) -> Self {
         Self { address: link.address().clone(), status: link.status() }
+    }
+
+    /// How it is doing, and why; the reason is empty if it is up.
+    pub fn condition(&self) -> (Condition, String) {
+        match (&self.status.reach, &self.status.standing) {
+            (Reach::Silent, _) => (Condition::Silent, "a call is overdue".to_owned()),
+            (Reach::Suspended, _) => (Condition::Suspended, WhyKind::Suspended.to_string()),
+            (Reach::Down(why), _) => (Condition::Down, why.to_string()),
+            (Reach::Unfit(why), _) => (Condition::Unfit, why.to_string()),
+            (Reach::Up, None | Some(Standing::Votes)) => (Condition::Up, String::new()),
+            (Reach::Up, Some(standing @ Standing::Foreign(_))) => (Condition::Unfit, standing.to_string()),
+            (Reach::Up, Some(standing)) => (Condition::Quarantined, standing.to_string()),
+        }
     }
 }
 

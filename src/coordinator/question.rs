@@ -15,8 +15,8 @@ use crate::engine::reply::{Reply, Stored};
 use crate::engine::round::{LeaseRound, Occupancy, Survey, Verdict};
 use crate::engine::validity::{self, Spent, Validity};
 use crate::metrics::{LossReason, RenewalOutcome};
-use crate::node::mailbox::ReplyTo;
-use crate::node::{Key, NodeTime, Op};
+use crate::node::mailbox::{Nobody, ReplyTo};
+use crate::node::{Heard, Key, NodeTime, Op};
 
 use super::lock_id::LockId;
 use super::{Coordinator, NoQuorum};
@@ -136,7 +136,7 @@ impl<R: Round> Question<R> {
 }
 
 impl<R: Round> ReplyTo for Question<R> {
-    fn on_reply(&self, node: NodeIndex, reply: Reply, _: Option<NodeTime>) {
+    fn on_reply(&self, node: NodeIndex, reply: Reply, _: Option<Heard>) {
         self.take(node, reply);
     }
 }
@@ -232,9 +232,9 @@ impl Renewal {
 }
 
 impl ReplyTo for Renewal {
-    fn on_reply(&self, node: NodeIndex, reply: Reply, time: Option<NodeTime>) {
-        if let (Reply::Absent, Some(time)) = (&reply, time) {
-            let ends_at = time.plus_millis(self.ttl.as_millis());
+    fn on_reply(&self, node: NodeIndex, reply: Reply, heard: Option<Heard>) {
+        if let (Reply::Absent, Some(heard)) = (&reply, heard) {
+            let ends_at = heard.time.plus_millis(self.ttl.as_millis());
             let mut repair = self.repair();
             if repair.renewed {
                 drop(repair);
@@ -247,13 +247,6 @@ impl ReplyTo for Renewal {
         let reply = if healed { Reply::Held { left_ms: self.ttl.as_millis() } } else { reply };
         self.question.take(node, reply);
     }
-}
-
-/// Nobody waits for the reply.
-struct Nobody;
-
-impl ReplyTo for Nobody {
-    fn on_reply(&self, _: NodeIndex, _: Reply, _: Option<NodeTime>) {}
 }
 
 impl Coordinator {
@@ -380,6 +373,6 @@ fn vote(reply: &Reply, holder: bool) -> Vote {
         Reply::Other(stored) => Vote::Other(stored.clone()),
         Reply::Absent => Vote::Free,
         Reply::Unknown(why) => Vote::Unknown(why.kind.to_string()),
-        Reply::Yes | Reply::Held { .. } | Reply::Tokens { .. } => Vote::Unknown("a reply of the wrong kind".to_owned()),
+        _ => Vote::Unknown("a reply of the wrong kind".to_owned()),
     }
 }

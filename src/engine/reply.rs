@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::lease::{LockValue, Owner};
+use super::membership::Standing;
 
 /// One node's answer to one operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,38 @@ pub enum Reply {
     Tokens {
         /// The highest of the block.
         last: u64,
+        /// It hands out none above that.
+        ceiling: u64,
+        /// The process that counts.
+        run_id: Arc<str>,
+    },
+    /// Our value is set, and the name's bucket of the quorum counter stands there now.
+    Counted {
+        /// The number.
+        number: u64,
+    },
+    /// A part of a node's quorum counter.
+    Counters {
+        /// What buckets stand at that were never used.
+        base: u64,
+        /// Where the next part begins; `0` after the last.
+        next: Arc<str>,
+        /// Some of the buckets that were ever used, and where they stand.
+        numbers: Vec<(u16, u64)>,
+    },
+    /// The counter hands out no more until its ceiling is raised.
+    AtCeiling {
+        /// Where it stands.
+        ceiling: u64,
+        /// The process that counts.
+        run_id: Arc<str>,
+    },
+    /// The counter has to be started again: its process does not know what was handed out.
+    CounterLost {
+        /// What stands in its place.
+        mark: Arc<str>,
+        /// The process.
+        run_id: Arc<str>,
     },
     /// Anything else: the operation may have taken effect or not.
     Unknown(Why),
@@ -77,6 +110,10 @@ pub enum WhyKind {
     ConnectionLost(Arc<str>),
     /// It may not vote: a replica, another server than configured, and so on.
     Unfit(Arc<str>),
+    /// It was asked, and its answer is no vote: it is quarantined, or its clock leapt.
+    NoVote(Standing),
+    /// Call after call was unanswered; a probe brings it back.
+    Suspended,
     /// Too many operations wait for it in this proxy.
     MailboxFull,
     /// The server answered the operation with an error.
@@ -94,6 +131,8 @@ impl WhyKind {
             Self::Down(_) => "down",
             Self::ConnectionLost(_) => "connection_lost",
             Self::Unfit(_) => "unfit",
+            Self::NoVote(_) => "no_vote",
+            Self::Suspended => "suspended",
             Self::MailboxFull => "mailbox_full",
             Self::ServerError(_) => "server_error",
             Self::NotAwaited => "not_awaited",
@@ -109,6 +148,10 @@ impl fmt::Display for WhyKind {
             Self::Down(what) => write!(f, "down: {what}"),
             Self::ConnectionLost(what) => write!(f, "connection lost: {what}"),
             Self::Unfit(what) => write!(f, "not usable: {what}"),
+            Self::NoVote(standing) => standing.fmt(f),
+            Self::Suspended => {
+                write!(f, "suspended: several calls in a row were unanswered; it is asked twice a second whether it answers")
+            }
             Self::MailboxFull => write!(f, "too many operations wait for it in this proxy"),
             Self::ServerError(what) => write!(f, "error from the server: {what}"),
             Self::NotAwaited => write!(f, "no answer before the attempt ended"),

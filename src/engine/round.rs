@@ -77,11 +77,11 @@ impl AcquireRound {
     /// Takes a reply in. A late reply replaces the time-out that stood for it.
     pub fn on_reply(&mut self, node: NodeIndex, reply: Reply) -> Step {
         let vote = match reply {
-            Reply::Yes => Vote::Yes,
+            Reply::Yes | Reply::Counted { .. } => Vote::Yes,
             Reply::Other(stored) => Vote::No(stored),
             Reply::Unknown(why) if mutant!("error-is-yes") && why.may_have_landed => Vote::Yes,
             Reply::Unknown(why) => Vote::Unknown(why),
-            Reply::Held { .. } | Reply::Absent | Reply::Tokens { .. } => Vote::Unknown(out_of_place()),
+            _ => Vote::Unknown(out_of_place()),
         };
         match (&self.votes[node], &vote) {
             // A yes or no stands: nothing that comes after it is about this SET.
@@ -314,7 +314,7 @@ fn describe_reply(reply: &Option<Reply>) -> String {
         Some(Reply::Held { left_ms }) => format!("holds it for another {left_ms} ms"),
         Some(Reply::Absent) => "does not hold it".to_owned(),
         Some(Reply::Other(stored)) => describe(stored),
-        Some(Reply::Tokens { .. }) => out_of_place().kind.to_string(),
+        Some(_) => out_of_place().kind.to_string(),
     }
 }
 

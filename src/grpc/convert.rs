@@ -6,15 +6,15 @@ use prost_types::Duration as ProtoDuration;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
-use crate::coordinator::ServerView;
 use crate::coordinator::attempt::{AcquireSpec, Grant};
 use crate::coordinator::lock_id::LockId;
 use crate::coordinator::question::{Holding, Lease, Vote};
+use crate::coordinator::{Condition, ServerView};
 use crate::engine::fencing::Token;
 use crate::engine::lease::{LockName, Owner, Ttl, TtlBounds};
+use crate::engine::membership::Standing;
 use crate::engine::reply::Stored;
 use crate::engine::validity::Validity;
-use crate::node::mailbox::Reach;
 use crate::proto;
 
 /// The longest wait.
@@ -181,6 +181,12 @@ pub fn proto_duration(duration: Duration) -> ProtoDuration {
     ProtoDuration::try_from(duration).unwrap_or(ProtoDuration { seconds: i64::MAX, nanos: 0 })
 }
 
+/// Seconds that may be below 0.
+fn signed_duration(seconds: f64) -> ProtoDuration {
+    let span = proto_duration(Duration::try_from_secs_f64(seconds.abs()).unwrap_or(Duration::MAX));
+    if seconds < 0.0 { ProtoDuration { seconds: -span.seconds, nanos: -span.nanos } } else { span }
+}
+
 /// A grant's answer.
 pub fn granted(grant: &Grant, validity: Validity, served_for: Duration) -> proto::AcquireResponse {
     use proto::granted::Fencing;
@@ -282,12 +288,19 @@ fn node_vote(node: &str, vote: Vote) -> proto::NodeVote {
 
 /// A server's state.
 pub fn node_status(server: ServerView, role: proto::NodeRole) -> proto::NodeStatus {
+    let (condition, detail) = server.condition();
     let ServerView { address, status } = server;
-    let (state, detail) = match status.reach {
-        Reach::Up => (proto::NodeState::Up, String::new()),
-        Reach::Silent => (proto::NodeState::Silent, "a call is overdue".to_owned()),
-        Reach::Down(why) => (proto::NodeState::Down, why.to_string()),
-        Reach::Unfit(why) => (proto::NodeState::Unfit, why.to_string()),
+    let state = match condition {
+        Condition::Up => proto::NodeState::Up,
+        Condition::Quarantined => proto::NodeState::Quarantined,
+        Condition::Silent => proto::NodeState::Silent,
+        Condition::Suspended => proto::NodeState::Suspended,
+        Condition::Down => proto::NodeState::Down,
+        Condition::Unfit => proto::NodeState::Unfit,
+    };
+    let quarantine_left = match status.standing {
+        Some(Standing::Quarantined { left, .. }) => left.map(proto_duration),
+        _ => None,
     };
     let probe = status.probe.as_ref();
     proto::NodeStatus {
@@ -302,6 +315,10 @@ pub fn node_status(server: ServerView, role: proto::NodeRole) -> proto::NodeStat
         queued: u32::try_from(status.queued).unwrap_or(u32::MAX),
         in_flight: u32::try_from(status.in_flight).unwrap_or(u32::MAX),
         restarts: status.restarts,
+        quarantine_left,
+        clock_offset: status.clock.offset.map(signed_duration),
+        clock_drift_ratio: status.clock.rate,
+        votes_lost: status.votes_lost,
     }
 }
 

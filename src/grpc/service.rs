@@ -165,10 +165,10 @@ impl OperatorService for Service {
         let answer = self.serve(Rpc::ListNodes, request, async |_, _| {
             let nodes = self.coordinator.nodes().into_iter();
             let lock = nodes.map(|node| convert::node_status(node, proto::NodeRole::Lock));
-            let fence = convert::node_status(self.coordinator.fence(), proto::NodeRole::Fence);
+            let fence = self.coordinator.fence().map(|fence| convert::node_status(fence, proto::NodeRole::Fence));
             // Both numbers are at most MAX_NODES.
             let response = proto::ListNodesResponse {
-                nodes: lock.chain([fence]).collect(),
+                nodes: lock.chain(fence).collect(),
                 quorum: self.coordinator.quorum().size() as u32,
                 voting: self.coordinator.voting() as u32,
             };

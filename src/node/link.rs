@@ -1,20 +1,22 @@
 //! Keeps one connection to a node: connects, probes, sends batches one at a time, times out, and replaces what broke.
 
-use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::engine::backoff::Backoff;
+use crate::engine::membership::Standing;
 use crate::engine::quorum::NodeIndex;
 use crate::engine::reply::{Reply, Stored, Why, WhyKind};
 
 use super::env::Env;
-use super::mailbox::{Entry, Mailbox, Place, Reach, ReplyTo};
-use super::script::MAX_BATCH;
-use super::{Connection, Node, Op, Probe, Replies, ScriptBy, WireError};
+use super::mailbox::{Entry, Mailbox, Nobody, Place, Reach, ReplyTo};
+use super::roster::{ClockView, Seat};
+use super::script::{CEILING_KEY, COUNTERS_KEY, MARKER_KEY, MAX_BATCH};
+use super::{Connection, Heard, Node, Op, Probe, Replies, ScriptBy, WireError};
 
 /// Room in a mailbox: twice the requests that a proxy has in flight by default, and some.
 const MAILBOX_PLACES: usize = 32_768;
@@ -29,6 +31,12 @@ const RETRY_REFUSED: Duration = Duration::from_millis(100);
 /// Between tries to connect: a node that comes back is used within a second.
 const RECONNECT: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(800));
 
+/// After so many unanswered calls in a row a node is suspended: it is sent nothing but probes, until one is answered in time.
+const BREAKER: u32 = 3;
+
+/// Between probes of a suspended node: one that comes back is used within a second.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
+
 /// The time-outs of a link.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
@@ -40,13 +48,15 @@ pub struct Timing {
     pub replace: Duration,
     /// A release is of no use after the longest time that a key can live.
     pub release_lives: Duration,
+    /// A node is looked at so often: its marker, its clock, and whether it answers.
+    pub look: Duration,
 }
 
 impl Timing {
     /// For a node's time-out and the longest TTL.
     pub fn new(call: Duration, longest_ttl: Duration) -> Self {
         let second = Duration::from_secs(1);
-        Self { call, connect: second.max(2 * call), replace: second.max(4 * call), release_lives: longest_ttl }
+        Self { call, connect: second.max(2 * call), replace: second.max(4 * call), release_lives: longest_ttl, look: second }
     }
 }
 
@@ -60,31 +70,10 @@ pub trait Observer: Send + Sync + 'static {
     fn on_probe(&self, _probe: &Probe, _took: Duration, _restarted: bool) {}
     /// It can be used, or not and why.
     fn on_reach(&self, _reach: &Reach) {}
-}
-
-/// The servers that are known under an index, so that one server listed twice is noticed: it would vote twice.
-#[derive(Debug, Default)]
-pub struct Identities(Mutex<BTreeMap<NodeIndex, Identity>>);
-
-#[derive(Debug)]
-struct Identity {
-    address: Arc<str>,
-    run_id: Arc<str>,
-}
-
-impl Identities {
-    /// Enters what `node` is; the address of another node that is the same server, if there is one.
-    ///
-    /// An entry stands until its node shows another identity, also while it can not be reached.
-    fn enter(&self, node: NodeIndex, address: &Arc<str>, run_id: &Arc<str>) -> Option<Arc<str>> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.remove(&node);
-        let twin = known.values().find(|known| known.run_id == *run_id).map(|known| known.address.clone());
-        if twin.is_none() {
-            known.insert(node, Identity { address: address.clone(), run_id: run_id.clone() });
-        }
-        twin
-    }
+    /// Whether it may vote has changed.
+    fn on_standing(&self, _standing: &Standing) {}
+    /// A vote of it did not count.
+    fn on_vote_lost(&self) {}
 }
 
 /// What is known of a node.
@@ -102,6 +91,12 @@ pub struct Status {
     pub in_flight: usize,
     /// How often it came back as another process.
     pub restarts: u64,
+    /// Whether it may vote; `None` for a server that never does.
+    pub standing: Option<Standing>,
+    /// Its clock against ours.
+    pub clock: ClockView,
+    /// Its votes that did not count.
+    pub votes_lost: u64,
 }
 
 #[derive(Debug, Default)]
@@ -110,6 +105,9 @@ struct Known {
     round_trip: Option<Duration>,
     restarts: u64,
     in_flight: usize,
+    /// Why its last batch did not count; `None` if it did.
+    no_vote: Option<Standing>,
+    votes_lost: u64,
 }
 
 /// One node and the connection to it.
@@ -121,12 +119,55 @@ pub struct Link {
     timing: Timing,
     env: Arc<dyn Env>,
     observer: Box<dyn Observer>,
-    identities: Arc<Identities>,
+    seat: Option<Seat>,
     known: Mutex<Known>,
+    /// Calls in a row that were not answered in time.
+    unanswered: AtomicU32,
+    change: Arc<Change>,
+}
+
+/// A change of the node's marker: one at a time.
+#[derive(Default)]
+struct Change {
+    under_way: AtomicBool,
+    seat: Option<Seat>,
+}
+
+impl ReplyTo for Change {
+    fn on_reply(&self, _: NodeIndex, reply: Reply, _: Option<Heard>) {
+        self.under_way.store(false, Ordering::Relaxed);
+        // What is there now comes with the next batch. After an error there is no hurry.
+        if let Reply::Yes | Reply::Absent = reply {
+            self.seat.iter().for_each(Seat::call);
+        }
+    }
+}
+
+/// A look: what comes with every batch, and the ceiling of the fencing counter.
+struct Look(Seat);
+
+impl ReplyTo for Look {
+    fn on_reply(&self, _: NodeIndex, reply: Reply, heard: Option<Heard>) {
+        if let (Reply::Absent | Reply::Other(_), Some(heard)) = (&reply, heard) {
+            let text = if let Reply::Other(stored) = &reply { stored.value.as_deref() } else { None };
+            self.0.on_ceiling(&String::from_utf8_lossy(text.unwrap_or_default()), heard);
+        }
+    }
+}
+
+/// A look for counters of an earlier time.
+struct LookForTraces(Seat);
+
+impl ReplyTo for LookForTraces {
+    fn on_reply(&self, _: NodeIndex, reply: Reply, _: Option<Heard>) {
+        if let Reply::Absent | Reply::Other(_) = reply {
+            self.0.on_untouched(reply == Reply::Absent);
+        }
+    }
 }
 
 impl Link {
-    /// A link that does nothing until [`Link::run`].
+    /// A link that does nothing until [`Link::run`]. Without a seat, its server never votes.
     pub fn new(
         index: NodeIndex,
         address: Arc<str>,
@@ -134,10 +175,12 @@ impl Link {
         timing: Timing,
         env: Arc<dyn Env>,
         observer: Box<dyn Observer>,
-        identities: Arc<Identities>,
+        seat: Option<Seat>,
     ) -> Self {
         let mailbox = Mailbox::new(index, MAILBOX_PLACES, timing.release_lives);
-        Self { index, address, node, mailbox, timing, env, observer, identities, known: Mutex::default() }
+        let change = Arc::new(Change { under_way: AtomicBool::new(false), seat: seat.clone() });
+        let (known, unanswered) = (Mutex::default(), AtomicU32::new(0));
+        Self { index, address, node, mailbox, timing, env, observer, seat, known, unanswered, change }
     }
 
     /// `host:port` or a path, for people.
@@ -162,8 +205,15 @@ impl Link {
 
     /// What is known of the node now.
     pub fn status(&self) -> Status {
+        let now = self.env.now();
+        let standing = self.seat.as_ref().map(|seat| seat.standing(now));
+        let wall_us = self.env.wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+        let clock = self.seat.as_ref().map(|seat| seat.clock(now, wall_us)).unwrap_or_default();
         let known = self.known();
         Status {
+            standing,
+            clock,
+            votes_lost: known.votes_lost,
             reach: self.mailbox.reach(),
             probe: known.probe.clone(),
             round_trip: known.round_trip,
@@ -183,15 +233,27 @@ impl Link {
         self.mailbox.reach() == Reach::Up
     }
 
+    /// Whether its votes count now.
+    pub fn may_vote(&self) -> bool {
+        self.is_up() && self.seat.as_ref().is_none_or(Seat::may_vote)
+    }
+
+    /// How often this proxy's machine was found to have slept.
+    pub fn sleeps(&self) -> u64 {
+        self.seat.as_ref().map_or(0, Seat::sleeps)
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set_reach(&self, reach: Reach) {
+        let now = self.env.now();
         if self.mailbox.reach() != reach {
             self.observer.on_reach(&reach);
+            self.seat.iter().for_each(|seat| seat.on_reach(reach == Reach::Up, now));
         }
-        self.mailbox.set_reach(reach, self.env.now());
+        self.mailbox.set_reach(reach, now);
     }
 
     /// Connects, and goes on connecting, for ever.
@@ -201,7 +263,6 @@ impl Link {
             match self.open().await {
                 Ok(connection) => {
                     failures = 0;
-                    self.set_reach(Reach::Up);
                     let why = self.serve(&*connection).await;
                     self.observer.on_error("connection_lost");
                     self.set_reach(Reach::Down(why));
@@ -249,7 +310,7 @@ impl Link {
         if let Some(why) = probe.unfit() {
             return Err(Reach::Unfit(why.into()));
         }
-        match self.identities.enter(self.index, &self.address, &probe.run_id) {
+        match self.seat.as_ref().and_then(|seat| seat.on_connected(&self.address, probe)) {
             Some(twin) => Err(Reach::Unfit(
                 format!(
                     "it is the same server as {twin} (run_id {}) and would vote twice. Name each server once",
@@ -264,14 +325,75 @@ impl Link {
     /// Sends batches until the connection ends; why it did.
     async fn serve(&self, connection: &dyn Connection) -> Arc<str> {
         let mut closed = connection.closed();
+        if self.is_suspended()
+            && let Err(why) = self.await_prompt_answer(connection, &mut closed).await
+        {
+            return why;
+        }
+        self.set_reach(Reach::Up);
+        let mut look = self.env.sleep_until(self.env.now());
         loop {
             let batch = tokio::select! {
                 biased;
                 why = &mut closed => return why,
+                // Before the batches, or a node that is never idle is never looked at. A look only joins the next batch.
+                () = &mut look => {
+                    look = self.look();
+                    continue;
+                }
+                () = self.called() => {
+                    look = self.look();
+                    continue;
+                }
                 batch = self.mailbox.next_batch(MAX_BATCH) => batch,
             };
             if let Err(why) = self.exchange(connection, &mut closed, batch).await {
                 return why;
+            }
+        }
+    }
+
+    async fn called(&self) {
+        match &self.seat {
+            Some(seat) => seat.called().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Has the node looked at; when the next look is due.
+    fn look(&self) -> BoxFuture<'static, ()> {
+        let Some(seat) = &self.seat else { return Box::pin(std::future::pending()) };
+        let now = self.env.now();
+        self.mailbox.post(Op::Inspect { key: CEILING_KEY.into() }, Arc::new(Look(seat.clone())), now);
+        if seat.may_be_new() {
+            self.mailbox.post(Op::Inspect { key: COUNTERS_KEY.into() }, Arc::new(LookForTraces(seat.clone())), now);
+        }
+        let next = now + self.timing.look;
+        let due = seat.due().filter(|due| *due > now && *due < next);
+        self.env.sleep_until(due.unwrap_or(next))
+    }
+
+    fn is_suspended(&self) -> bool {
+        self.unanswered.load(Ordering::Relaxed) >= BREAKER
+    }
+
+    /// Nothing but probes, until one is answered in time.
+    async fn await_prompt_answer(
+        &self,
+        connection: &dyn Connection,
+        closed: &mut BoxFuture<'static, Arc<str>>,
+    ) -> Result<(), Arc<str>> {
+        self.set_reach(Reach::Suspended);
+        loop {
+            let asked = self.env.now();
+            match self.bounded_call(connection, closed, &[]).await {
+                Err(WireError::Closed(why)) => return Err(why),
+                // Whatever it says, it says it in time.
+                _ if self.env.now() - asked <= self.timing.call => {
+                    self.unanswered.store(0, Ordering::Relaxed);
+                    return Ok(());
+                }
+                _ => self.env.sleep_until(asked + PROBE_EVERY).await,
             }
         }
     }
@@ -291,7 +413,11 @@ impl Link {
         match outcome {
             Ok(replies) => {
                 self.note_round_trip(ops.len(), self.env.now() - sent_at);
-                self.deliver(&batch, replies);
+                self.deliver(&batch, replies, sent_at);
+                if self.is_suspended() {
+                    self.await_prompt_answer(connection, closed).await?;
+                    self.set_reach(Reach::Up);
+                }
                 Ok(())
             }
             Err(WireError::Closed(why)) => {
@@ -351,8 +477,9 @@ impl Link {
     ) -> Result<(), Arc<str>> {
         let mut releases = batch.into_iter().filter(|entry| entry.op.is_release());
         while let Some(release) = releases.next() {
+            let sent_at = self.env.now();
             match self.bounded_call(connection, closed, std::slice::from_ref(&release.op)).await {
-                Ok(replies) => self.deliver(&[release], replies),
+                Ok(replies) => self.deliver(&[release], replies, sent_at),
                 Err(WireError::Closed(why)) => {
                     self.put_back_releases(std::iter::once(release).chain(releases).collect());
                     return Err(why);
@@ -425,8 +552,8 @@ impl Link {
                 outcome = &mut call => match outcome {
                     Err(WireError::NoScript) => call = connection.call(ops, ScriptBy::Text),
                     outcome => {
-                        if stage == Stage::Overdue && !matches!(outcome, Err(WireError::Closed(_))) {
-                            self.set_reach(Reach::Up);
+                        if !matches!(outcome, Err(WireError::Closed(_))) {
+                            self.note_answer(stage);
                         }
                         return outcome;
                     }
@@ -438,6 +565,7 @@ impl Link {
                     }
                     Stage::Fresh | Stage::Stalled => {
                         self.answer_unknown(batch, &WhyKind::Timeout(self.timing.call), true);
+                        self.unanswered.fetch_add(1, Ordering::Relaxed);
                         self.set_reach(Reach::Silent);
                         (stage, deadline) = (Stage::Overdue, sent_at + self.timing.replace);
                     }
@@ -450,18 +578,69 @@ impl Link {
         }
     }
 
+    fn note_answer(&self, stage: Stage) {
+        if stage != Stage::Overdue {
+            self.unanswered.store(0, Ordering::Relaxed);
+        } else if !self.is_suspended() {
+            self.set_reach(Reach::Up);
+        }
+    }
+
     fn note_round_trip(&self, operations: usize, took: Duration) {
         self.observer.on_call(operations, took);
         self.known().round_trip = Some(took);
     }
 
-    fn deliver(&self, batch: &[Entry], replies: Replies) {
-        for (entry, reply) in batch.iter().zip(replies.replies) {
+    fn deliver(&self, batch: &[Entry], replies: Replies, sent_at: Instant) {
+        let no_vote = self.judge(&replies, sent_at);
+        let heard = Heard { time: replies.time, sent: sent_at, may_vote: no_vote.is_none() };
+        for (entry, mut reply) in batch.iter().zip(replies.replies) {
+            if let (Op::Acquire { .. }, Reply::Yes | Reply::Counted { .. }, Some(standing)) = (&entry.op, &reply, &no_vote) {
+                reply = Reply::Unknown(Why { kind: WhyKind::NoVote(standing.clone()), may_have_landed: true });
+                self.observer.on_vote_lost();
+                self.known().votes_lost += 1;
+            }
+            // Where the marker does not know of our longest lease, a renewal must not outlast what it knows of.
+            if let (Op::Renew { .. }, Reply::Held { .. }, Some(standing @ (Standing::Foreign(_) | Standing::Raising))) =
+                (&entry.op, &reply, &no_vote)
+            {
+                reply = Reply::Unknown(Why { kind: WhyKind::NoVote(standing.clone()), may_have_landed: true });
+            }
             if let Reply::Unknown(why) = &reply {
                 self.observer.on_error(why.kind.label());
             }
-            entry.reply_to.on_reply(self.index, reply, Some(replies.time));
+            entry.reply_to.on_reply(self.index, reply, Some(heard));
         }
+    }
+
+    /// Why the votes in a batch do not count, if they do not: its marker or its clock is not right. Has the marker changed
+    /// where that is due.
+    fn judge(&self, replies: &Replies, sent_at: Instant) -> Option<Standing> {
+        let seat = self.seat.as_ref()?;
+        let now = self.env.now();
+        let no_vote = seat.on_batch(&replies.marker, replies.time, sent_at, now).err();
+        let changed = {
+            let mut known = self.known();
+            let same = match (&known.no_vote, &no_vote) {
+                (Some(before), Some(after)) => std::mem::discriminant(before) == std::mem::discriminant(after),
+                (before, after) => before.is_none() && after.is_none(),
+            };
+            known.no_vote.clone_from(&no_vote);
+            !same
+        };
+        if changed {
+            self.observer.on_standing(no_vote.as_ref().unwrap_or(&Standing::Votes));
+        }
+        if !self.change.under_way.load(Ordering::Relaxed)
+            && let Some(change) = seat.due_change(now, || self.env.secret())
+        {
+            self.change.under_way.store(true, Ordering::Relaxed);
+            if let Some(ceiling) = change.lift.clone() {
+                self.mailbox.post(Op::LiftCeiling { key: CEILING_KEY.into(), ceiling }, Arc::new(Nobody), now);
+            }
+            self.mailbox.post(Op::Marker { key: MARKER_KEY.into(), change }, self.change.clone(), now);
+        }
+        no_vote
     }
 
     fn answer_unknown(&self, batch: &[Entry], kind: &WhyKind, may_have_landed: bool) {

@@ -15,7 +15,7 @@ use crate::engine::lease::LockValue;
 use crate::engine::quorum::NodeIndex;
 use crate::engine::reply::{Reply, Why, WhyKind};
 
-use super::{NodeTime, Op};
+use super::{Heard, Op};
 
 /// Releases of leases that are kept for a node that can not be reached: more would cost memory for as long as it is away,
 /// and what they would delete expires by itself. The clean-up of attempts is always kept.
@@ -28,9 +28,16 @@ pub trait ReplyTo: Send + Sync {
         true
     }
 
-    /// The reply. A second one may follow an unknown: the late reply that the time-out stood for. `time` is the node's
-    /// clock when it ran the operation; `None` if it is not known to have run.
-    fn on_reply(&self, node: NodeIndex, reply: Reply, time: Option<NodeTime>);
+    /// The reply. A second one may follow an unknown: the late reply that the time-out stood for. `heard` is what came with
+    /// it; `None` if the operation is not known to have run.
+    fn on_reply(&self, node: NodeIndex, reply: Reply, heard: Option<Heard>);
+}
+
+/// Nobody waits for the reply.
+pub struct Nobody;
+
+impl ReplyTo for Nobody {
+    fn on_reply(&self, _: NodeIndex, _: Reply, _: Option<Heard>) {}
 }
 
 /// Whether operations have a chance.
@@ -44,6 +51,8 @@ pub enum Reach {
     Down(Arc<str>),
     /// Connected to a server that must not be used.
     Unfit(Arc<str>),
+    /// Call after call was unanswered: nothing is sent but probes.
+    Suspended,
 }
 
 impl Reach {
@@ -53,6 +62,7 @@ impl Reach {
             Self::Silent => Some(WhyKind::Silent),
             Self::Down(what) => Some(WhyKind::Down(what.clone())),
             Self::Unfit(what) => Some(WhyKind::Unfit(what.clone())),
+            Self::Suspended => Some(WhyKind::Suspended),
         }
     }
 }
@@ -275,7 +285,7 @@ mod tests {
         fn on_sending(&self, _: NodeIndex) -> bool {
             !self.taken_back.load(Ordering::Relaxed)
         }
-        fn on_reply(&self, _: NodeIndex, reply: Reply, _: Option<NodeTime>) {
+        fn on_reply(&self, _: NodeIndex, reply: Reply, _: Option<Heard>) {
             self.replies.lock().unwrap().push(reply);
         }
     }
@@ -286,7 +296,7 @@ mod tests {
 
     fn acquire(nonce: u128) -> Op {
         let ttl = Ttl::from_millis(1000, Ttl::LONGEST).unwrap();
-        Op::Acquire { key: "k".into(), value: value(nonce), ttl }
+        Op::Acquire { key: "k".into(), value: value(nonce), ttl, bucket: None }
     }
 
     fn release(nonce: u128) -> Op {

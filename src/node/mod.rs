@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use tokio::time::Instant;
 
 use crate::engine::lease::{LockValue, Ttl};
+use crate::engine::membership::MarkerChange;
 use crate::engine::reply::Reply;
 
 pub mod address;
@@ -18,6 +20,7 @@ pub mod env;
 pub mod link;
 pub mod mailbox;
 pub mod redis;
+pub mod roster;
 pub mod script;
 pub mod tls;
 
@@ -62,6 +65,35 @@ pub enum Op {
         value: LockValue,
         /// From now.
         ttl: Ttl,
+        /// With the quorum counter: which of the node's buckets counts.
+        bucket: Option<u16>,
+    },
+    /// Raise a bucket of the quorum counter while our value is there.
+    RaiseBucket {
+        /// The lock's.
+        key: Key,
+        /// Ours.
+        value: LockValue,
+        /// Which.
+        bucket: u16,
+        /// To this at least.
+        token: u64,
+    },
+    /// Tell a part of the quorum counter.
+    TellCounters {
+        /// The counters' key.
+        key: Key,
+        /// Where the last part ended; `0` at first.
+        from: Arc<str>,
+    },
+    /// Bring a part of the quorum counter up.
+    LiftCounters {
+        /// The counters' key.
+        key: Key,
+        /// What buckets that were never used stand at.
+        base: u64,
+        /// Buckets to these numbers at least: `bucket=number`, with commas between them.
+        numbers: Arc<str>,
     },
     /// Delete our value.
     Release {
@@ -104,8 +136,53 @@ pub enum Op {
     Tokens {
         /// The counter's key.
         key: Key,
-        /// How many.
+        /// How many; none only looks.
         count: usize,
+        /// Random: left in place of a counter that is lost, for whoever starts it again.
+        mark: Arc<str>,
+    },
+    /// Start a counter that was lost.
+    StartCounter {
+        /// The counter's key.
+        key: Key,
+        /// What was left in its place.
+        mark: Arc<str>,
+        /// Its numbers are above that.
+        start: u64,
+        /// And not above this.
+        ceiling: u64,
+    },
+    /// Let the counter hand out more.
+    AdvanceCounter {
+        /// The counter's key.
+        key: Key,
+        /// Up to here.
+        ceiling: u64,
+    },
+    /// Raise the ceiling that a node keeps.
+    RaiseCeiling {
+        /// Where.
+        key: Key,
+        /// To this, if it is lower.
+        ceiling: u64,
+        /// The process that counts.
+        owner: Arc<str>,
+        /// If it is started in place of another one: what the node was seen to hold.
+        seen: Option<Arc<str>>,
+    },
+    /// Bring the ceiling of a node that comes back up to that of others.
+    LiftCeiling {
+        /// Where.
+        key: Key,
+        /// As another node holds it.
+        ceiling: Arc<str>,
+    },
+    /// Change what a node keeps about itself.
+    Marker {
+        /// Where.
+        key: Key,
+        /// From what to what.
+        change: MarkerChange,
     },
 }
 
@@ -119,7 +196,15 @@ impl Op {
             | Self::Repair { key, .. }
             | Self::Check { key, .. }
             | Self::Inspect { key }
-            | Self::Tokens { key, .. } => key,
+            | Self::Tokens { key, .. }
+            | Self::Marker { key, .. }
+            | Self::StartCounter { key, .. }
+            | Self::AdvanceCounter { key, .. }
+            | Self::RaiseCeiling { key, .. }
+            | Self::LiftCeiling { key, .. }
+            | Self::RaiseBucket { key, .. }
+            | Self::TellCounters { key, .. }
+            | Self::LiftCounters { key, .. } => key,
         }
     }
 
@@ -134,8 +219,9 @@ impl Op {
             Self::Acquire { value, .. }
             | Self::Repair { value, .. }
             | Self::Renew { value, .. }
+            | Self::RaiseBucket { value, .. }
             | Self::Check { value, .. } => Some(value),
-            Self::Release { .. } | Self::Inspect { .. } | Self::Tokens { .. } => None,
+            _ => None,
         }
     }
 }
@@ -164,8 +250,21 @@ impl NodeTime {
 pub struct Replies {
     /// The node's clock while the batch ran.
     pub time: NodeTime,
+    /// What the node kept about itself before the batch ran; empty: nothing.
+    pub marker: Arc<str>,
     /// One for each operation, in their order.
     pub replies: Vec<Reply>,
+}
+
+/// What came with a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// The node's clock when it ran the operation.
+    pub time: NodeTime,
+    /// On our clock, before the operation was sent.
+    pub sent: Instant,
+    /// Whether the node might vote then: what it stores is as good as that of any other.
+    pub may_vote: bool,
 }
 
 /// Who a server is.
@@ -183,6 +282,35 @@ pub struct Probe {
     pub cluster: bool,
     /// Still reading its data from disk.
     pub loading: bool,
+    /// What it is set to.
+    pub settings: Settings,
+}
+
+/// Settings of a server; `None` for one that it does not tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// `maxmemory-policy`.
+    pub eviction: Option<Arc<str>>,
+    /// `appendonly`.
+    pub append_only: Option<Arc<str>>,
+    /// `appendfsync`.
+    pub fsync: Option<Arc<str>>,
+    /// `no-appendfsync-on-rewrite`.
+    pub no_fsync_on_rewrite: Option<Arc<str>>,
+}
+
+impl Settings {
+    /// Of a server that writes every change to disk before it answers.
+    pub fn durable() -> Self {
+        let set = |text: &str| Some(Arc::from(text));
+        Self { eviction: set("noeviction"), append_only: set("yes"), fsync: set("always"), no_fsync_on_rewrite: set("no") }
+    }
+
+    /// Whether every change is on disk before it is answered. A server that does not tell is not taken for durable.
+    pub fn is_durable(&self) -> bool {
+        let Self { append_only, fsync, no_fsync_on_rewrite, .. } = Self::durable();
+        (&self.append_only, &self.fsync, &self.no_fsync_on_rewrite) == (&append_only, &fsync, &no_fsync_on_rewrite)
+    }
 }
 
 impl Probe {

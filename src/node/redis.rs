@@ -4,12 +4,12 @@
 //! queued before anybody looked who is there now, a repeated `SET NX` reports its own success as "held", and a time-out
 //! throws the late reply away. So a client lives as long as its one connection.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
-use fred::interfaces::{ClientLike, LuaInterface};
+use fred::interfaces::{ClientLike, ConfigInterface, LuaInterface};
 use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, ServerConfig, TlsConnector, UnresponsiveConfig};
 use fred::types::{Builder, ConnectHandle, InfoKind, Key, Value};
 use fred::util::sha1_hash;
@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 
 use super::address::{Address, Transport};
 use super::script::{self, Arg, Raw};
-use super::{Connection, Node, Op, Probe, Replies, ScriptBy, WireError};
+use super::{Connection, Node, Op, Probe, Replies, ScriptBy, Settings, WireError};
 
 /// A Redis or Valkey server.
 pub struct RedisNode {
@@ -68,7 +68,8 @@ impl RedisNode {
         // Whoever loses patience with this future must not leave a task behind that connects later, for nobody.
         let end = EndOnDrop(task.abort_handle());
         client.wait_for_connect().await.map_err(|error| closed(&error))?;
-        Ok(Box::new(RedisConnection { client, hash: sha1_hash(script::text()), task: Mutex::new(Some(task)), _end: end }))
+        let (hash, run_id, task) = (sha1_hash(script::text()), OnceLock::new(), Mutex::new(Some(task)));
+        Ok(Box::new(RedisConnection { client, hash, run_id, task, _end: end }))
     }
 }
 
@@ -81,6 +82,8 @@ impl Node for RedisNode {
 struct RedisConnection {
     client: Client,
     hash: String,
+    /// Of the process at the other end, once it was probed.
+    run_id: OnceLock<Arc<str>>,
     task: Mutex<Option<ConnectHandle>>,
     _end: EndOnDrop,
 }
@@ -96,8 +99,9 @@ impl Drop for EndOnDrop {
 
 impl RedisConnection {
     async fn run(&self, batch: &[Op], by: ScriptBy) -> Result<Replies, WireError> {
-        let keys: Vec<Key> = batch.iter().map(|op| Key::from(&**op.key())).collect();
-        let args: Vec<Value> = script::encode(batch).into_iter().map(value).collect();
+        let keys: Vec<Key> = script::keys(batch).map(Key::from).collect();
+        let run_id = self.run_id.get().map_or("", |run_id| &**run_id);
+        let args: Vec<Value> = script::encode(run_id, batch).into_iter().map(value).collect();
         let reply: Value = match by {
             ScriptBy::Hash => self.client.evalsha(self.hash.as_str(), keys, args).await,
             ScriptBy::Text => self.client.eval(script::text(), keys, args).await,
@@ -107,6 +111,17 @@ impl RedisConnection {
             return Err(WireError::Server("the batch script's reply is no list".into()));
         };
         script::decode(batch, entries.into_iter().map(raw).collect()).map_err(WireError::Server)
+    }
+
+    /// What it may not tell us is not known.
+    async fn settings(&self) -> Settings {
+        let get = async |setting: &str| {
+            let answer = self.client.config_get::<Vec<String>, _>(setting).await.ok()?;
+            answer.into_iter().nth(1).map(Arc::from)
+        };
+        let (eviction, append_only, fsync, no_fsync_on_rewrite) =
+            tokio::join!(get("maxmemory-policy"), get("appendonly"), get("appendfsync"), get("no-appendfsync-on-rewrite"));
+        Settings { eviction, append_only, fsync, no_fsync_on_rewrite }
     }
 
     async fn ask(&self) -> Result<Probe, WireError> {
@@ -119,13 +134,17 @@ impl RedisConnection {
             Some(version) => format!("valkey {version}"),
             None => format!("redis {}", need("redis_version")?),
         };
+        let run_id: Arc<str> = need("run_id")?.into();
+        // A connection has one process at its other end: what it was at first it stays.
+        let run_id = self.run_id.get_or_init(|| run_id).clone();
         Ok(Probe {
-            run_id: need("run_id")?.into(),
+            run_id,
             version: version.into(),
             uptime: Duration::from_secs(need("uptime_in_seconds")?.parse().unwrap_or_default()),
             role: need("role")?.into(),
             cluster: field("cluster_enabled") == Some("1"),
             loading: field("loading") == Some("1"),
+            settings: self.settings().await,
         })
     }
 }

@@ -22,9 +22,26 @@ const TEXT: &str = concat!(
     include_str!("../../lua/renew.lua"),
     include_str!("../../lua/repair.lua"),
     include_str!("../../lua/inspect.lua"),
+    include_str!("../../lua/marker.lua"),
     include_str!("../../lua/fence.lua"),
+    include_str!("../../lua/ceiling.lua"),
+    include_str!("../../lua/buckets.lua"),
     include_str!("../../lua/batch_end.lua"),
 );
+
+/// Where a node keeps what it is: see `engine::membership`.
+pub const MARKER_KEY: &str = "redlockd:member";
+
+/// Where a node keeps the ceiling of the designated counter.
+pub const CEILING_KEY: &str = "redlockd:fence:ceiling";
+
+/// Where a node keeps its part of the quorum counter.
+pub const COUNTERS_KEY: &str = "redlockd:fence:buckets";
+
+/// The keys of a batch.
+pub fn keys(batch: &[Op]) -> impl Iterator<Item = &str> {
+    std::iter::once(MARKER_KEY).chain(batch.iter().map(|op| &**op.key()))
+}
 
 /// The most operations in one call.
 pub const MAX_BATCH: usize = 512;
@@ -38,9 +55,11 @@ pub enum Arg<'a> {
     Number(u64),
 }
 
-/// The arguments of a batch: for each run of operations of one kind its letter, how many they are, and the arguments of each.
-pub fn encode(batch: &[Op]) -> Vec<Arg<'_>> {
-    let mut args = Vec::with_capacity(4 + 2 * batch.len());
+/// The arguments of a batch: the `run_id` that the connection was probed with, then for each run of operations of one kind its
+/// letter, how many they are, and the arguments of each.
+pub fn encode<'a>(run_id: &'a str, batch: &'a [Op]) -> Vec<Arg<'a>> {
+    let mut args = Vec::with_capacity(5 + 2 * batch.len());
+    args.push(Arg::Text(run_id));
     for run in batch.chunk_by(|a, b| letter(a) == letter(b)) {
         args.extend([Arg::Text(letter(&run[0])), Arg::Number(run.len() as u64)]);
         run.iter().for_each(|op| encode_one(op, &mut args));
@@ -50,24 +69,48 @@ pub fn encode(batch: &[Op]) -> Vec<Arg<'_>> {
 
 fn letter(op: &Op) -> &'static str {
     match op {
-        Op::Acquire { .. } => "A",
+        Op::Acquire { bucket: None, .. } => "A",
+        Op::Acquire { bucket: Some(_), .. } => "Q",
+        Op::RaiseBucket { .. } => "B",
+        Op::TellCounters { .. } => "G",
+        Op::LiftCounters { .. } => "V",
         Op::Release { .. } => "R",
         Op::Renew { .. } => "N",
         Op::Repair { .. } => "H",
         Op::Check { .. } | Op::Inspect { .. } => "I",
         Op::Tokens { .. } => "T",
+        Op::Marker { .. } => "M",
+        Op::StartCounter { .. } => "S",
+        Op::AdvanceCounter { .. } => "U",
+        Op::RaiseCeiling { .. } => "C",
+        Op::LiftCeiling { .. } => "L",
     }
 }
 
 fn encode_one<'a>(op: &'a Op, args: &mut Vec<Arg<'a>>) {
     use Arg::{Number, Text};
     match op {
-        Op::Acquire { value, ttl, .. } | Op::Renew { value, ttl, .. } => {
+        Op::Acquire { value, ttl, bucket: None, .. } | Op::Renew { value, ttl, .. } => {
             args.extend([Text(value.as_str()), Number(ttl.as_millis())]);
         }
+        Op::Acquire { value, ttl, bucket: Some(bucket), .. } => {
+            args.extend([Text(value.as_str()), Number(ttl.as_millis()), Number(u64::from(*bucket))]);
+        }
+        Op::RaiseBucket { value, bucket, token, .. } => {
+            args.extend([Text(value.as_str()), Number(u64::from(*bucket)), Number(*token)]);
+        }
+        Op::TellCounters { from, .. } => args.push(Text(from)),
+        Op::LiftCounters { base, numbers, .. } => args.extend([Number(*base), Text(numbers)]),
         Op::Repair { value, ends_at, .. } => args.extend([Text(value.as_str()), Number(ends_at.as_millis())]),
         Op::Release { value, .. } => args.push(Text(value.as_str())),
-        Op::Tokens { count, .. } => args.push(Number(*count as u64)),
+        Op::Tokens { count, mark, .. } => args.extend([Number(*count as u64), Text(mark)]),
+        Op::StartCounter { mark, start, ceiling, .. } => args.extend([Text(mark), Number(*start), Number(*ceiling)]),
+        Op::AdvanceCounter { ceiling, .. } => args.push(Number(*ceiling)),
+        Op::RaiseCeiling { ceiling, owner, seen, .. } => {
+            args.extend([Number(*ceiling), Text(owner), Text(seen.as_deref().unwrap_or("-"))]);
+        }
+        Op::LiftCeiling { ceiling, .. } => args.push(Text(ceiling)),
+        Op::Marker { change, .. } => args.extend([Text(&change.expected), Text(&change.new)]),
         Op::Check { .. } | Op::Inspect { .. } => {}
     }
 }
@@ -91,11 +134,15 @@ pub fn decode(batch: &[Op], reply: Vec<Raw>) -> Result<Replies, Arc<str>> {
     let (Some(seconds), Some(micros)) = (entries.next().and_then(number), entries.next().and_then(number)) else {
         return Err("the batch script's reply does not begin with a time".into());
     };
+    let marker = match entries.next() {
+        Some(Raw::Bytes(marker)) => String::from_utf8_lossy(&marker).into(),
+        _ => return Err("the batch script's reply has no marker".into()),
+    };
     if entries.len() != batch.len() {
         return Err(format!("{} replies to {} operations", entries.len(), batch.len()).into());
     }
     let time = NodeTime { micros: seconds.saturating_mul(1_000_000).saturating_add(micros) };
-    Ok(Replies { time, replies: batch.iter().zip(entries).map(|(op, raw)| entry(op, raw)).collect() })
+    Ok(Replies { time, marker, replies: batch.iter().zip(entries).map(|(op, raw)| entry(op, raw)).collect() })
 }
 
 fn number(raw: Raw) -> Option<u64> {
@@ -108,10 +155,12 @@ fn number(raw: Raw) -> Option<u64> {
 
 fn entry(op: &Op, raw: Raw) -> Reply {
     match (op, raw) {
-        (Op::Tokens { .. }, Raw::Integer(last)) => match last.try_into() {
-            Ok(last) => Reply::Tokens { last },
-            Err(_) => server_error(format!("the counter stands at {last}")),
+        (Op::Tokens { .. }, Raw::List(list)) => counter(&list),
+        (Op::Acquire { bucket: Some(_), .. }, Raw::List(list)) if matches!(list[..], [Raw::Integer(_)]) => match list[..] {
+            [Raw::Integer(number)] if number > 0 => Reply::Counted { number: number.unsigned_abs() },
+            _ => server_error(format!("an unknown number: {list:?}")),
         },
+        (Op::TellCounters { .. }, Raw::List(list)) => counters(&list),
         (_, Raw::Integer(1)) => Reply::Yes,
         (_, Raw::Integer(0)) => Reply::Absent,
         // Redis 6.2 ends some of its errors with a line end.
@@ -122,6 +171,40 @@ fn entry(op: &Op, raw: Raw) -> Reply {
             _ => server_error("a list of an unknown form".to_owned()),
         },
         (_, raw) => server_error(format!("an unknown reply: {raw:?}")),
+    }
+}
+
+/// A part of the quorum counter.
+fn counters(list: &[Raw]) -> Reply {
+    let pair = |text: &str| -> Option<(u16, u64)> {
+        let (bucket, number) = text.split_once('=')?;
+        Some((bucket.parse().ok()?, number.parse().ok()?))
+    };
+    let told = |base: i64, next: &[u8], numbers: &[u8]| -> Option<Reply> {
+        let numbers = std::str::from_utf8(numbers).ok()?.split(',').filter(|text| !text.is_empty()).map(pair);
+        let next = std::str::from_utf8(next).ok()?.into();
+        Some(Reply::Counters { base: base.try_into().ok()?, next, numbers: numbers.collect::<Option<_>>()? })
+    };
+    match list {
+        [Raw::Integer(base), Raw::Bytes(next), Raw::Bytes(numbers)] => told(*base, next, numbers),
+        _ => None,
+    }
+    .unwrap_or_else(|| server_error("counters of an unknown form".to_owned()))
+}
+
+/// What the designated counter says.
+fn counter(list: &[Raw]) -> Reply {
+    let text = |bytes: &Arc<[u8]>| Arc::from(String::from_utf8_lossy(bytes));
+    match list {
+        [Raw::Integer(last), Raw::Integer(ceiling), Raw::Bytes(run_id), rest @ ..] => {
+            let (Ok(last), Ok(ceiling)) = ((*last).try_into(), (*ceiling).try_into()) else {
+                return server_error(format!("the counter stands at {last}, its ceiling at {ceiling}"));
+            };
+            let run_id = text(run_id);
+            if rest.is_empty() { Reply::Tokens { last, ceiling, run_id } } else { Reply::AtCeiling { ceiling, run_id } }
+        }
+        [Raw::Bytes(mark), Raw::Bytes(run_id)] => Reply::CounterLost { mark: text(mark), run_id: text(run_id) },
+        _ => server_error("a list of an unknown form".to_owned()),
     }
 }
 
@@ -156,23 +239,25 @@ mod tests {
     }
 
     fn reply(entries: Vec<Raw>) -> Vec<Raw> {
-        let time = [Raw::Bytes(b"1700000000".as_slice().into()), Raw::Bytes(b"42".as_slice().into())];
-        time.into_iter().chain(entries).collect()
+        let head = ["1700000000", "42", "a marker"].map(|text| Raw::Bytes(text.as_bytes().into()));
+        head.into_iter().chain(entries).collect()
     }
 
     #[test]
     fn every_operation_answers_for_itself() {
-        let batch = [inspect(), inspect(), inspect(), Op::Tokens { key: "c".into(), count: 1 }];
+        let batch = [inspect(), inspect(), inspect(), Op::Tokens { key: "c".into(), count: 1, mark: "m".into() }];
+        let tokens = Raw::List(vec![Raw::Integer(7), Raw::Integer(100), Raw::Bytes(b"run".as_slice().into())]);
         let error = Raw::Bytes(b"-OOM command not allowed\r\n".as_slice().into());
-        let raw = vec![Raw::Integer(0), error, Raw::List(vec![Raw::Nil, Raw::Integer(-1)]), Raw::Integer(1)];
+        let raw = vec![Raw::Integer(0), error, Raw::List(vec![Raw::Nil, Raw::Integer(-1)]), tokens];
         let decoded = decode(&batch, reply(raw)).unwrap();
         assert_eq!(decoded.time, NodeTime { micros: 1_700_000_000_000_042 });
+        assert_eq!(&*decoded.marker, "a marker");
         assert_eq!(decoded.replies[0], Reply::Absent);
         let Reply::Unknown(why) = &decoded.replies[1] else { panic!("an error is no refusal") };
         assert_eq!(why.kind, WhyKind::ServerError("-OOM command not allowed".into()));
         assert!(why.may_have_landed);
         assert_eq!(decoded.replies[2], Reply::Other(Stored { value: None, left_ms: None }));
-        assert_eq!(decoded.replies[3], Reply::Tokens { last: 1 });
+        assert_eq!(decoded.replies[3], Reply::Tokens { last: 7, ceiling: 100, run_id: "run".into() });
     }
 
     #[test]

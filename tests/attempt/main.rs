@@ -10,14 +10,17 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use redlockd::coordinator::attempt::{AcquireFailure, AcquireSpec, Grant};
+use redlockd::coordinator::ceiling::Ceilings;
 use redlockd::coordinator::fence::Fence;
-use redlockd::coordinator::{Coordinator, Settings};
+use redlockd::coordinator::{Coordinator, Counter, Settings};
 use redlockd::engine::lease::{LockName, LockValue, Owner, Ttl};
+use redlockd::engine::membership::{Charter, CounterKind};
 use redlockd::engine::quorum::Quorum;
 use redlockd::engine::validity::{DriftFactor, Validity};
 use redlockd::metrics::Registry;
 use redlockd::node::env::{Env, SystemEnv};
-use redlockd::node::link::{Identities, Link, Observer, Timing};
+use redlockd::node::link::{Link, Observer, Timing};
+use redlockd::node::roster::Roster;
 use redlockd::node::{Connection, Node, NodeTime, Op, Probe, Replies, ScriptBy, WireError};
 use tokio::time::{Instant, sleep};
 
@@ -62,7 +65,7 @@ impl Handle {
     }
 
     fn is_empty(&self) -> bool {
-        self.with(|state| state.server.keys(NODES_NOW).is_empty())
+        self.with(|state| state.server.keys(NODES_NOW).iter().all(|(key, ..)| !key.starts_with("lock:")))
     }
 }
 
@@ -109,15 +112,16 @@ async fn world(count: usize) -> World {
     let env: Arc<dyn Env> = Arc::new(SystemEnv);
     let nodes: Vec<Handle> = (0..count).map(|i| Handle::new(&format!("n{i}"))).collect();
     let fence = Handle::new("f");
-    let identities = Arc::new(Identities::default());
-    let link = |index, node: &Handle, timeout, identities: &Arc<Identities>| {
+    // It has been counting since long.
+    fence.with(|state| state.server.put("redlockd:fence:counter", b"run f 1000 1000000000", None));
+    let link = |index, node: &Handle, timeout| {
         let timing = Timing::new(Duration::from_secs(timeout), Duration::from_secs(300));
         let node = Box::new(node.clone());
         let address = format!("n{index}").into();
-        Arc::new(Link::new(index, address, node, timing, env.clone(), Box::new(Silent), identities.clone()))
+        Arc::new(Link::new(index, address, node, timing, env.clone(), Box::new(Silent), None))
     };
-    let links: Vec<Arc<Link>> = nodes.iter().enumerate().map(|(i, node)| link(i, node, 1, &identities)).collect();
-    let fence_link = link(0, &fence, 10, &Arc::default());
+    let links: Vec<Arc<Link>> = nodes.iter().enumerate().map(|(i, node)| link(i, node, 1)).collect();
+    let fence_link = link(0, &fence, 10);
     for link in links.iter().chain([&fence_link]).map(Arc::clone) {
         tokio::spawn(async move { link.run().await });
     }
@@ -125,15 +129,25 @@ async fn world(count: usize) -> World {
         sleep(Duration::from_millis(1)).await;
     }
     let labels: Vec<Arc<str>> = (0..count).map(|i| format!("n{i}").into()).collect();
-    let metrics = Arc::new(Registry::new().unwrap().metrics(&labels, &"f".into()));
+    let metrics = Arc::new(Registry::new().unwrap().metrics(&labels, Some(&"f".into())));
     let settings = Settings {
         quorum: Quorum::of(count).unwrap(),
         key_prefix: "lock:".to_owned(),
         drift: DriftFactor::DEFAULT,
         max_inflight: 100,
     };
-    let counter = Fence::new(fence_link, env.clone(), metrics.clone());
-    World { nodes, fence, coordinator: Coordinator::new(settings, links, counter, env, metrics) }
+    // Nobody has a seat in it: here every node votes.
+    let charter = Charter {
+        nodes: Vec::new(),
+        counter: CounterKind::Designated,
+        max_ttl: Ttl::LONGEST,
+        drift: DriftFactor::DEFAULT,
+        bootstrap: false,
+    };
+    let roster = Roster::new(charter, settings.quorum, env.now());
+    let ceilings = Ceilings::new(links.clone(), settings.quorum, env.clone(), Duration::from_secs(300));
+    let counter = Fence::new(fence_link, ceilings, roster, env.clone(), metrics.clone());
+    World { nodes, fence, coordinator: Coordinator::new(settings, links, Counter::Designated(counter), env, metrics) }
 }
 
 impl World {

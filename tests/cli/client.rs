@@ -253,6 +253,10 @@ async fn nodes_has_a_line_for_each_server() {
             "queued",
             "in_flight",
             "restarts",
+            "quarantine_left_ms",
+            "clock_offset_ms",
+            "clock_drift_ratio",
+            "votes_lost",
         ];
         assert_eq!(fields(line), names);
         assert_eq!(text(&line["node"]), server.address());

@@ -71,10 +71,6 @@ impl Dev {
         redlockd().args(args).args(["--server", &self.url, "-o", "json"]).output().unwrap().into()
     }
 
-    fn fence(&self) -> &Listed {
-        self.servers.iter().find(|server| server.fence).unwrap()
-    }
-
     fn nodes(&self) -> Vec<&Listed> {
         self.servers.iter().filter(|server| !server.fence).collect()
     }
@@ -125,8 +121,6 @@ async fn it_starts_real_servers_and_a_proxy_in_front_of_them() {
         says(&server.cli(&["CONFIG", "GET", "maxmemory-policy"]), &["noeviction"]);
     }
     assert_eq!(identities.len(), 4);
-    // A token that was handed out is on disk.
-    says(&dev.fence().cli(&["CONFIG", "GET", "append*"]), &["appendonly\nyes", "appendfsync\nalways"]);
 
     let is_up = |ran: &Ran| objects(ran).iter().all(|server| server["state"] == "up");
     until("every server to be up", || async { is_up(&dev.run(&["nodes"])).then_some(()) }).await;

@@ -28,8 +28,8 @@ use support::*;
 use tonic::Code;
 use tonic::transport::Channel;
 
-/// For tests in which nothing shall time out.
-const NO_TIMEOUTS: [&str; 4] = ["--nodes-timeout", "30s", "--fencing-timeout", "30s"];
+/// For tests in which nothing shall time out, and nothing be sent but what they ask for.
+const NO_TIMEOUTS: [&str; 6] = ["--nodes-timeout", "30s", "--fencing-timeout", "30s", "--nodes-probe-interval", "1h"];
 
 /// Longer than [`PATIENCE`]: what is gone within a test was removed, not expired.
 const LASTING_SECONDS: u64 = 280;
@@ -66,7 +66,13 @@ fn through(gates: &[Gate]) -> Vec<String> {
 
 /// A proxy whose connections to the nodes lead through `gates`, ready to grant.
 async fn proxy_behind(gates: &[Gate], fence: &str, flags: &[&str]) -> Proxy {
-    let proxy = Proxy::start_unready(&through(gates), fence, flags).await;
+    // What a gate holds back shall be what the test has asked for.
+    let flags = if flags.contains(&"--nodes-probe-interval") {
+        flags.to_vec()
+    } else {
+        [flags, &["--nodes-probe-interval", "1h"]].concat()
+    };
+    let proxy = Proxy::start_unready(&through(gates), fence, &flags).await;
     proxy.ready().await;
     warm_up(&proxy).await;
     proxy

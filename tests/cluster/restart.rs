@@ -104,7 +104,7 @@ async fn a_node_that_restarts_empty_is_seen_and_gets_its_leases_back() {
         cluster.nodes[0].start_again();
         until("the restart to be seen", || async {
             let node = proxy.node(0).await;
-            (node.state() == proto::NodeState::Up && node.restarts == round).then_some(())
+            (node.state() == proto::NodeState::Quarantined && node.restarts == round).then_some(())
         })
         .await;
         load.grants_reach(load.grants() + 20).await;

@@ -62,7 +62,7 @@ async fn work(proxy: &Proxy, rounds: usize) -> usize {
 }
 
 async fn a_minority_changes_nothing(fault: Fault) {
-    let mut cluster = Cluster::start(5);
+    let mut cluster = Cluster::start_durable(5);
     let proxy = Proxy::start(&cluster, &[]).await;
     all_up(&proxy).await;
     let mut client = proxy.client().await;
@@ -122,7 +122,7 @@ fn words(status: &Status) -> HashMap<String, String> {
 }
 
 async fn a_majority_is_missed(fault: Fault) {
-    let mut cluster = Cluster::start(5);
+    let mut cluster = Cluster::start_durable(5);
     let proxy = Proxy::start(&cluster, &["--nodes-timeout", "500ms"]).await;
     all_up(&proxy).await;
     let client = proxy.client().await;

@@ -55,7 +55,7 @@ fn of_request(request: u128, attempt: u32, try_number: u64) -> LockValue {
 }
 
 fn acquire(key: &str, value: &LockValue, ttl: Ttl) -> Op {
-    Op::Acquire { key: key.into(), value: value.clone(), ttl }
+    Op::Acquire { key: key.into(), value: value.clone(), ttl, bucket: None }
 }
 
 fn release(key: &str, value: &LockValue) -> Op {
@@ -78,8 +78,11 @@ fn inspect(key: &str) -> Op {
     Op::Inspect { key: key.into() }
 }
 
+/// What is left in place of a counter that is lost.
+const MARK: &str = "0badcafe";
+
 fn tokens(key: &str, count: usize) -> Op {
-    Op::Tokens { key: key.into(), count }
+    Op::Tokens { key: key.into(), count, mark: MARK.into() }
 }
 
 /// Our value was there, with about this time left (`None`: no end, for which the longest time stands).

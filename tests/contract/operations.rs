@@ -1,7 +1,12 @@
 //! Each operation by itself: what it does to a key and what it answers.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use redlockd::engine::membership::MarkerChange;
 use redlockd::engine::reply::Reply;
 use redlockd::node::NodeTime;
+use redlockd::node::script::{COUNTERS_KEY, MARKER_KEY};
 
 use super::*;
 
@@ -255,35 +260,153 @@ async fn a_key_still_lives_in_the_millisecond_of_its_end() {
     .await;
 }
 
+pub fn start(mark: &str, start: u64, ceiling: u64) -> Op {
+    Op::StartCounter { key: "counter".into(), mark: mark.into(), start, ceiling }
+}
+
+fn raise(ceiling: u64, owner: &str, seen: Option<&str>) -> Op {
+    Op::RaiseCeiling { key: "ceiling".into(), ceiling, owner: owner.into(), seen: seen.map(Arc::from) }
+}
+
 #[tokio::test]
-async fn tokens_rise_from_the_time_at_which_the_counter_was_found_missing() {
+async fn a_counter_counts_up_to_its_ceiling() {
     on_every_node(async |node| {
-        let before = node.call(&[]).await.time;
-        let Reply::Tokens { last: first } = node.one(tokens("counter", 3)).await else { panic!() };
-        let after = node.call(&[]).await.time;
-        assert!((before.micros..=after.micros).contains(&(first - 3)), "{before:?} {first} {after:?}");
-        assert_eq!(node.one(tokens("counter", 1)).await, Reply::Tokens { last: first + 1 });
-        assert_eq!(node.one(tokens("counter", 512)).await, Reply::Tokens { last: first + 513 });
-        let keys = node.backstage.keys();
-        assert_eq!(keys, [("counter".to_owned(), Some((first + 513).to_string().into_bytes()), None)]);
+        node.backstage.put("counter", &node.run(100, 110), None);
+        let counted = |last, ceiling| Reply::Tokens { last, ceiling, run_id: node.run_id.clone() };
+        assert_eq!(node.one(tokens("counter", 3)).await, counted(103, 110));
+        assert_eq!(node.one(tokens("counter", 0)).await, counted(103, 110));
+        assert_eq!(node.one(tokens("counter", 8)).await, Reply::AtCeiling { ceiling: 110, run_id: node.run_id.clone() });
+        assert_eq!(node.one(tokens("counter", 7)).await, counted(110, 110));
+        let advance = |ceiling| Op::AdvanceCounter { key: "counter".into(), ceiling };
+        assert_eq!(node.one(advance(110)).await, Reply::Absent, "no higher");
+        assert_eq!(node.one(advance(9_007_199_254_740_991)).await, Reply::Yes);
+        assert_eq!(node.one(tokens("counter", 1)).await, counted(111, 9_007_199_254_740_991));
     })
     .await;
 }
 
 #[tokio::test]
-async fn tokens_come_from_a_counter_only() {
+async fn a_counter_of_another_process_is_lost_and_started_by_its_mark_only() {
     on_every_node(async |node| {
-        let most = (1_u64 << 53) - 2;
-        node.backstage.put("counter", most.to_string().as_bytes(), None);
-        assert_eq!(node.one(tokens("counter", 1)).await, Reply::Tokens { last: most + 1 });
-        for bytes in [&b"x"[..], b"", b"042", b" 42", b"+42", b"4.2", b"9223372036854775808"] {
-            node.backstage.put("counter", bytes, None);
-            is_error(&node.one(tokens("counter", 1)).await, "not an integer");
+        let lost = |mark: &str| Reply::CounterLost { mark: mark.into(), run_id: node.run_id.clone() };
+        let others = [&b"run another 100 200"[..], b"lost another ffff", b"42", b"", b"run"];
+        for stored in others {
+            node.backstage.put("counter", stored, None);
+            assert_eq!(node.one(tokens("counter", 1)).await, lost(MARK), "{stored:?}");
         }
-        node.backstage.put("counter", b"9223372036854775807", None);
-        is_error(&node.one(tokens("counter", 1)).await, "overflow");
-        node.backstage.put_list("counter");
-        is_error(&node.one(tokens("counter", 1)).await, "WRONGTYPE");
+        node.backstage.delete("counter");
+        assert_eq!(node.one(tokens("counter", 0)).await, lost(MARK), "a look finds it too");
+        let again = Op::Tokens { key: "counter".into(), count: 1, mark: "beef".into() };
+        assert_eq!(node.one(again).await, lost(MARK), "the first mark stands");
+        assert_eq!(node.one(Op::AdvanceCounter { key: "counter".into(), ceiling: 1 << 50 }).await, Reply::Absent);
+        assert_eq!(node.one(start("beef", 7, 9)).await, Reply::Absent, "not by another mark");
+        assert_eq!(node.one(start(MARK, 7, 9)).await, Reply::Yes);
+        assert_eq!(node.one(start(MARK, 1, 9)).await, Reply::Absent, "and once only");
+        assert_eq!(node.one(tokens("counter", 1)).await, Reply::Tokens { last: 8, ceiling: 9, run_id: node.run_id.clone() });
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_ceiling_only_rises_and_belongs_to_one_counter() {
+    on_every_node(async |node| {
+        let stands = |text: &str| Reply::Other(Stored { value: Some(text.as_bytes().into()), left_ms: None });
+        assert_eq!(node.one(raise(10, "a", None)).await, Reply::Yes);
+        assert_eq!(node.one(raise(10, "a", None)).await, stands("10 a"), "not higher");
+        assert_eq!(node.one(raise(11, "a", None)).await, Reply::Yes);
+        assert_eq!(node.one(raise(12, "b", None)).await, stands("11 a"), "another counter's");
+        assert_eq!(node.one(raise(12, "b", Some("10 a"))).await, stands("11 a"), "it has changed since it was seen");
+        assert_eq!(node.one(raise(12, "b", Some("11 a"))).await, Reply::Yes);
+        assert_eq!(node.one(raise(12, "b", Some("12 b"))).await, stands("12 b"), "not higher");
+        let lift = |text: &str| Op::LiftCeiling { key: "ceiling".into(), ceiling: text.into() };
+        assert_eq!(node.one(lift("11 a")).await, Reply::Yes);
+        assert_eq!(node.one(inspect("ceiling")).await, stands("12 b"), "never down");
+        assert_eq!(node.one(lift("13 a")).await, Reply::Yes);
+        assert_eq!(node.one(inspect("ceiling")).await, stands("13 a"));
+        node.backstage.delete("ceiling");
+        assert_eq!(node.one(raise(5, "b", Some(""))).await, Reply::Yes, "nothing was seen, and nothing is there");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_marker_comes_with_every_batch_and_changes_only_from_what_was_seen() {
+    on_every_node(async |node| {
+        let change = |expected: &str, new: &str| Op::Marker {
+            key: MARKER_KEY.into(),
+            change: MarkerChange { expected: expected.into(), new: new.into(), lift: None },
+        };
+        assert_eq!(&*node.call(&[]).await.marker, "");
+        let both = node.call(&[change("", "one"), change("", "two")]).await;
+        assert_eq!((&*both.marker, &both.replies[..]), ("", &[Reply::Yes, Reply::Absent][..]), "as it was before");
+        assert_eq!(&*node.call(&[]).await.marker, "one");
+        assert_eq!(node.one(change("two", "three")).await, Reply::Absent);
+        assert_eq!(node.one(change("one", "two")).await, Reply::Yes);
+        assert_eq!(&*node.call(&[]).await.marker, "two");
+        node.backstage.delete(MARKER_KEY);
+        assert_eq!(&*node.call(&[inspect("a")]).await.marker, "");
+    })
+    .await;
+}
+
+fn counted(value: &LockValue) -> Op {
+    Op::Acquire { key: KEY.into(), value: value.clone(), ttl: LONG, bucket: Some(7) }
+}
+
+#[tokio::test]
+async fn a_node_counts_with_its_own_yes_only_and_not_before_it_has_counters() {
+    on_every_node(async |node| {
+        is_error(&node.one(counted(&value(1))).await, "NOCOUNTERS");
+        assert_eq!(node.one(inspect(KEY)).await, Reply::Absent, "nothing was set");
+        let lift = |base, numbers: &str| Op::LiftCounters { key: COUNTERS_KEY.into(), base, numbers: numbers.into() };
+        let base = 1_700_000_000_000_000;
+        assert_eq!(node.one(lift(base, "")).await, Reply::Yes);
+        assert_eq!(node.one(counted(&value(1))).await, Reply::Counted { number: base + 1 });
+        is_other(&node.one(counted(&value(2))).await, Some(value(1).as_str().as_bytes()), Some(LONG_MS));
+        assert_eq!(node.one(release(KEY, &value(1))).await, Reply::Yes);
+        assert_eq!(node.one(counted(&value(2))).await, Reply::Counted { number: base + 2 }, "a refusal counts nothing");
+
+        let raise = |value: &LockValue, token| Op::RaiseBucket { key: KEY.into(), value: value.clone(), bucket: 7, token };
+        assert_eq!(node.one(raise(&value(1), base + 50)).await, Reply::Absent, "not where our value is gone");
+        assert_eq!(node.one(raise(&value(2), base + 50)).await, Reply::Yes);
+        assert_eq!(node.one(raise(&value(2), base + 9)).await, Reply::Yes, "never down");
+        assert_eq!(node.one(release(KEY, &value(2))).await, Reply::Yes);
+        assert_eq!(node.one(counted(&value(3))).await, Reply::Counted { number: base + 51 });
+
+        assert_eq!(node.one(lift(base + 5, "7=3,8=1700000000000099")).await, Reply::Yes);
+        assert_eq!(told(node).await, (base + 5, [(7, base + 51), (8, 1_700_000_000_000_099)].into()), "only upwards");
+        // A base above a bucket lifts it with its next use.
+        assert_eq!(node.one(lift(base + 1_000, "")).await, Reply::Yes);
+        assert_eq!(node.one(release(KEY, &value(3))).await, Reply::Yes);
+        assert_eq!(node.one(counted(&value(4))).await, Reply::Counted { number: base + 1_001 });
+    })
+    .await;
+}
+
+/// All that a node tells of its counters, part by part.
+async fn told(node: &Subject) -> (u64, BTreeMap<u16, u64>) {
+    let (mut all, mut from) = (BTreeMap::new(), Arc::from("0"));
+    loop {
+        let reply = node.one(Op::TellCounters { key: COUNTERS_KEY.into(), from }).await;
+        let Reply::Counters { base, next, numbers } = reply else { panic!("{reply:?}") };
+        all.extend(numbers);
+        if &*next == "0" {
+            return (base, all);
+        }
+        from = next;
+    }
+}
+
+#[tokio::test]
+async fn all_counters_are_told_in_parts() {
+    on_every_node(async |node| {
+        let numbers: BTreeMap<u16, u64> = (0..16_384).map(|bucket| (bucket, 1_000_000 + u64::from(bucket))).collect();
+        let pairs: Vec<String> = numbers.iter().map(|(bucket, number)| format!("{bucket}={number}")).collect();
+        for part in pairs.chunks(1_000) {
+            let op = Op::LiftCounters { key: COUNTERS_KEY.into(), base: 17, numbers: part.join(",").into() };
+            assert_eq!(node.one(op).await, Reply::Yes);
+        }
+        assert_eq!(told(node).await, (17, numbers));
     })
     .await;
 }

@@ -13,7 +13,12 @@ fn value(attempt: u32) -> LockValue {
 }
 
 fn acquire(attempt: u32) -> Op {
-    Op::Acquire { key: "lock:a".into(), value: value(attempt), ttl: Ttl::from_millis(1_000, Ttl::LONGEST).unwrap() }
+    Op::Acquire {
+        key: "lock:a".into(),
+        value: value(attempt),
+        ttl: Ttl::from_millis(1_000, Ttl::LONGEST).unwrap(),
+        bucket: None,
+    }
 }
 
 fn call(server: &mut Server, now: NodeTime, op: Op) -> Reply {

@@ -42,6 +42,7 @@ pub fn wall_clock() -> NodeTime {
 /// A node with one connection to it.
 pub struct Subject {
     pub backstage: Box<dyn Backstage>,
+    pub run_id: Arc<str>,
     pub connection: Box<dyn Connection>,
     node: Box<dyn Node>,
 }
@@ -58,8 +59,8 @@ impl Subject {
     }
 
     async fn of(node: Box<dyn Node>, backstage: Box<dyn Backstage>) -> Self {
-        let connection = node.connect().await.unwrap();
-        Self { backstage, connection, node }
+        let (connection, run_id) = connect(&*node).await;
+        Self { backstage, connection, run_id, node }
     }
 
     /// Runs operations in one call.
@@ -92,8 +93,20 @@ impl Subject {
     /// Restarts the server and connects again.
     pub async fn restart(&mut self) {
         self.backstage.restart();
-        self.connection = self.node.connect().await.unwrap();
+        (self.connection, self.run_id) = connect(&*self.node).await;
     }
+
+    /// A counter that runs on this process.
+    pub fn run(&self, last: u64, ceiling: u64) -> Vec<u8> {
+        format!("run {} {last} {ceiling}", self.run_id).into_bytes()
+    }
+}
+
+/// A connection that knows at whose end it is.
+async fn connect(node: &dyn Node) -> (Box<dyn Connection>, Arc<str>) {
+    let connection = node.connect().await.unwrap();
+    let run_id = connection.probe().await.unwrap().run_id;
+    (connection, run_id)
 }
 
 /// A server in memory with a clock that stands still unless it is moved, and was set right when it was made.
@@ -102,7 +115,7 @@ pub struct Simulated(Arc<Mutex<(Server, NodeTime)>>);
 
 impl Simulated {
     fn new() -> Self {
-        let server = Server::new("run 1");
+        let server = Server::new("run-1");
         Self(Arc::new(Mutex::new((server, wall_clock()))))
     }
 
@@ -161,7 +174,7 @@ impl Backstage for Simulated {
     }
 
     fn restart(&mut self) {
-        self.with(|server, now| server.restart(&format!("run {}", now.micros), |_| false));
+        self.with(|server, now| server.restart(&format!("run-{}", now.micros), |_| false));
         self.pause(1_000);
     }
 

@@ -176,7 +176,7 @@ impl Run {
         let report = Report { title, history: &inner.history, figures, violations: &violations };
         let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("faults");
         std::fs::create_dir_all(&directory).unwrap();
-        let page = directory.join(if self.assumptions == Assumptions::Hold { "report.html" } else { "broken.html" });
+        let page = directory.join(if self.assumptions == Assumptions::Hold { "report.html" } else { "guarded.html" });
         std::fs::write(&page, report.html()).unwrap();
         std::fs::write(page.with_extension("log"), inner.history.lines().join("\n")).unwrap();
         eprintln!("{}: {}", self.name, page.display());
@@ -219,7 +219,9 @@ impl Run {
 
     fn is_no_empty_victory(&self, inner: &Inner) {
         let (tally, minutes) = (inner.history.tally(), self.length.as_secs_f64() / 60.0);
-        let few = |count: usize, a_minute: f64| (count as f64) < a_minute * minutes;
+        // Nothing is granted while a majority is left out.
+        let share = if self.assumptions == Assumptions::Hold { 1.0 } else { 0.1 };
+        let few = |count: usize, a_minute: f64| (count as f64) < a_minute * minutes * share;
         assert!(!few(tally.grants, GRANTS_A_MINUTE), "{tally:?}");
         assert!(!few(tally.losses, LOSSES_A_MINUTE), "{tally:?}");
         assert!(!few(tally.refused_writes, REFUSED_WRITES_A_MINUTE), "{tally:?}");
@@ -259,6 +261,6 @@ async fn every_promise_holds_under_the_faults_that_are_allowed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tokens_protect_the_resource_under_every_fault() {
-    Run::go("broken", Assumptions::Broken, duration() / 3).await;
+async fn no_two_leases_overlap_where_nodes_forget_and_clocks_are_set() {
+    Run::go("guarded", Assumptions::Guarded, duration() / 2).await;
 }

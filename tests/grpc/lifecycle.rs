@@ -22,7 +22,7 @@ async fn health(proxy: &Proxy, service: &str) -> ServingStatus {
 
 #[tokio::test]
 async fn health_tells_alive_from_ready() {
-    let mut cluster = Cluster::start(3);
+    let mut cluster = Cluster::start_durable(3);
     let proxy = Proxy::start_whole(&cluster, &[]).await;
     assert_eq!(health(&proxy, "").await, ServingStatus::Serving);
     until("the lock service to be ready", || async {

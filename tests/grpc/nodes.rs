@@ -33,6 +33,7 @@ async fn one_server_under_two_addresses_votes_once() {
     for (alias, options) in [("localhost", &[] as &[&str]), ("127.0.0.2", &loopback)] {
         let mut nodes: Vec<Redis> = (0..3).map(|_| Redis::start(&[])).collect();
         nodes.push(Redis::start(options));
+        nodes.iter().for_each(|node| node.establish(5));
         let fence = Redis::start(&DURABLE);
         let mut urls: Vec<String> = nodes.iter().map(Redis::url).collect();
         let twins = [nodes[3].address(), format!("{alias}:{}", nodes[3].port)];
@@ -156,6 +157,7 @@ async fn without_a_quorum_every_node_is_named_with_what_it_said() {
     let mut urls: Vec<String> = nodes.map(Redis::url).into();
     urls[6] = format!("redis://:hush-hush@{}", locked.address());
     let addresses = nodes.map(Redis::address);
+    nodes[..4].iter().for_each(|node| node.establish(7));
     let proxy = Proxy::start_unready(&urls, &fence.url(), &["--nodes-timeout", "3s"]).await;
     voting(&proxy, 4).await;
     typed.cli(&["LPUSH", "lock:orders/42", "not a lock"]);
@@ -214,7 +216,7 @@ async fn a_master_that_becomes_a_replica_says_so_and_grants_nothing() {
 
 #[tokio::test]
 async fn a_proxy_starts_without_a_quorum_and_serves_when_there_is_one() {
-    let mut cluster = Cluster::start(5);
+    let mut cluster = Cluster::start_durable(5);
     for node in &mut cluster.nodes[2..] {
         node.kill();
     }

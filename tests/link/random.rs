@@ -39,7 +39,7 @@ impl ReplyTo for Tracker {
         true
     }
 
-    fn on_reply(&self, _: usize, reply: Reply, _: Option<NodeTime>) {
+    fn on_reply(&self, _: usize, reply: Reply, _: Option<Heard>) {
         self.replies.fetch_add(1, Ordering::Relaxed);
         match reply {
             Reply::Other(_) => self.refused.store(true, Ordering::Relaxed),

@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 
 use redlockd::node::NodeTime;
 
+/// Of a hash.
+pub type Fields = BTreeMap<Vec<u8>, Vec<u8>>;
+
 /// What a key holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
     Text(Vec<u8>),
+    Hash(Fields),
     /// Stands for every other type.
     List,
 }
@@ -16,7 +20,7 @@ impl Content {
     pub fn bytes(&self) -> Option<Vec<u8>> {
         match self {
             Self::Text(bytes) => Some(bytes.clone()),
-            Self::List => None,
+            Self::Hash(_) | Self::List => None,
         }
     }
 }
@@ -56,6 +60,8 @@ pub enum Answer {
     Integer(i64),
     Bulk(Vec<u8>),
     Array(Vec<Vec<u8>>),
+    /// A part of a scan, and where the next one begins.
+    Scanned(usize, Vec<Vec<u8>>),
 }
 
 type Outcome = Result<Answer, String>;
@@ -63,10 +69,14 @@ type Outcome = Result<Answer, String>;
 /// A command: its name, the least and the most words, whether it writes, whether it may need memory, and what it does.
 type Command = (&'static str, [usize; 2], bool, bool, fn(&mut Data, &[Vec<u8>]) -> Outcome);
 
-const COMMANDS: [Command; 8] = [
+const COMMANDS: [Command; 12] = [
     ("DEL", [2, usize::MAX], true, false, Data::del),
     ("EXISTS", [2, usize::MAX], false, false, Data::exists),
     ("GET", [2, 2], false, false, Data::get),
+    ("HGET", [3, 3], false, false, Data::hget),
+    ("HINCRBY", [4, 4], true, true, Data::hincrby),
+    ("HSCAN", [3, 5], false, false, Data::hscan),
+    ("HSET", [4, 4], true, true, Data::hset),
     ("INCRBY", [3, 3], true, true, Data::incrby),
     ("PEXPIRE", [3, 3], true, false, Data::pexpire),
     ("PTTL", [2, 2], false, false, Data::pttl),
@@ -127,7 +137,9 @@ impl Data {
         match self.live(key).map(|entry| &entry.content) {
             None => Ok(None),
             Some(Content::Text(bytes)) => Ok(Some(bytes.clone())),
-            Some(Content::List) => Err("WRONGTYPE Operation against a key holding the wrong kind of value".to_owned()),
+            Some(Content::Hash(_) | Content::List) => {
+                Err("WRONGTYPE Operation against a key holding the wrong kind of value".to_owned())
+            }
         }
     }
 
@@ -206,6 +218,50 @@ impl Data {
             }
         }
         Ok(Answer::Integer(1))
+    }
+
+    /// The fields of a hash; of an empty one that `create` makes, if the key is not there.
+    fn hash(&mut self, key: &str, create: bool) -> Result<Option<&mut Fields>, String> {
+        if self.live(key).is_none() && create {
+            self.keys.insert(key.to_owned(), Entry { content: Content::Hash(BTreeMap::new()), ends_at_ms: None });
+        }
+        match self.live(key).map(|entry| &mut entry.content) {
+            None => Ok(None),
+            Some(Content::Hash(fields)) => Ok(Some(fields)),
+            Some(_) => Err("WRONGTYPE Operation against a key holding the wrong kind of value".to_owned()),
+        }
+    }
+
+    fn hget(&mut self, words: &[Vec<u8>]) -> Outcome {
+        let fields = self.hash(&text(&words[0]), false)?;
+        Ok(fields.and_then(|fields| fields.get(&words[1]).cloned()).map_or(Answer::Nil, Answer::Bulk))
+    }
+
+    /// In order and in parts, none of which any script may rely on.
+    fn hscan(&mut self, words: &[Vec<u8>]) -> Outcome {
+        let from = usize::try_from(integer(&words[1])?).map_err(|_| "ERR invalid cursor")?;
+        let count = words.get(3).map_or(Ok(10), |count| integer(count))?;
+        let count = usize::try_from(count).map_err(|_| "ERR syntax error")?;
+        let fields = self.hash(&text(&words[0]), false)?.cloned().unwrap_or_default();
+        let next = if from + count < fields.len() { from + count } else { 0 };
+        let part = fields.into_iter().skip(from).take(count).flat_map(|(field, value)| [field, value]).collect();
+        Ok(Answer::Scanned(next, part))
+    }
+
+    fn hset(&mut self, words: &[Vec<u8>]) -> Outcome {
+        let fields = self.hash(&text(&words[0]), true)?.expect("it was created");
+        let is_new = fields.insert(words[1].clone(), words[2].clone()).is_none();
+        Ok(count(usize::from(is_new)))
+    }
+
+    fn hincrby(&mut self, words: &[Vec<u8>]) -> Outcome {
+        let step = integer(&words[2])?;
+        let fields = self.hash(&text(&words[0]), true)?.expect("it was created");
+        let old =
+            fields.get(&words[1]).map_or(Ok(0), |digits| integer(digits).map_err(|_| "ERR hash value is not an integer"))?;
+        let new = old.checked_add(step).ok_or("ERR increment or decrement would overflow")?;
+        fields.insert(words[1].clone(), new.to_string().into_bytes());
+        Ok(Answer::Integer(new))
     }
 
     fn incrby(&mut self, words: &[Vec<u8>]) -> Outcome {

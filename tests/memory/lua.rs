@@ -27,10 +27,10 @@ struct Interpreter {
 type Answered = std::result::Result<Raw, String>;
 
 /// Runs the script that ships.
-pub fn run(data: &mut Data, batch: &[Op]) -> Answered {
+pub fn run(data: &mut Data, run_id: &str, batch: &[Op]) -> Answered {
     with_interpreter(data, |interpreter| {
-        let keys = batch.iter().map(|op| op.key().as_bytes().to_vec()).collect();
-        let args = script::encode(batch).into_iter().map(|arg| match arg {
+        let keys = script::keys(batch).map(|key| key.as_bytes().to_vec()).collect();
+        let args = script::encode(run_id, batch).into_iter().map(|arg| match arg {
             Arg::Text(text) => text.into(),
             Arg::Number(number) => number.to_string().into_bytes(),
         });
@@ -106,6 +106,11 @@ fn to_lua(lua: &Lua, outcome: std::result::Result<Answer, String>) -> Result<Val
         Ok(Answer::Array(entries)) => {
             let entries = entries.iter().map(|bytes| lua.create_string(bytes)).collect::<Result<Vec<_>>>()?;
             Value::Table(lua.create_sequence_from(entries)?)
+        }
+        Ok(Answer::Scanned(next, entries)) => {
+            let entries = entries.iter().map(|bytes| lua.create_string(bytes)).collect::<Result<Vec<_>>>()?;
+            let parts = [Value::String(lua.create_string(next.to_string())?), Value::Table(lua.create_sequence_from(entries)?)];
+            Value::Table(lua.create_sequence_from(parts)?)
         }
         Err(error) => Value::Table(lua.create_table_from([("err", error)])?),
     })

@@ -10,7 +10,7 @@ mod lua;
 use std::time::Duration;
 
 use redlockd::node::script::{self, Raw};
-use redlockd::node::{NodeTime, Op, Probe, Replies, ScriptBy, WireError};
+use redlockd::node::{NodeTime, Op, Probe, Replies, ScriptBy, Settings, WireError};
 
 pub use data::Change;
 use data::{Content, Data, Entry, Keys};
@@ -18,6 +18,7 @@ use data::{Content, Data, Entry, Keys};
 /// A server. Costs nothing to make: the Lua interpreter belongs to the thread.
 pub struct Server {
     run_id: String,
+    durable: bool,
     knows_script: bool,
     data: Data,
 }
@@ -28,7 +29,7 @@ pub struct Snapshot(Keys);
 
 impl Server {
     pub fn new(run_id: &str) -> Self {
-        Self { run_id: run_id.to_owned(), knows_script: false, data: Data::default() }
+        Self { run_id: run_id.to_owned(), durable: false, knows_script: false, data: Data::default() }
     }
 
     /// A fit one, up for no time at all: it has no clock of its own.
@@ -40,6 +41,7 @@ impl Server {
             role: "master".into(),
             cluster: false,
             loading: false,
+            settings: if self.durable { Settings::durable() } else { Settings::default() },
         }
     }
 
@@ -53,7 +55,8 @@ impl Server {
             ScriptBy::Hash => {}
             ScriptBy::Text => self.knows_script = true,
         }
-        match lua::run(&mut self.data, batch) {
+        // Who is connected was told the run_id by this process.
+        match lua::run(&mut self.data, &self.run_id, batch) {
             Ok(Raw::List(reply)) => script::decode(batch, reply).map_err(WireError::Server),
             Ok(other) => Err(WireError::Server(format!("the script's reply is no list: {other:?}").into())),
             Err(error) => Err(WireError::Server(error.into())),
@@ -84,6 +87,11 @@ impl Server {
         self.knows_script = false;
     }
 
+    /// Whether it says that every change is on disk before it is answered.
+    pub fn set_durable(&mut self, durable: bool) {
+        self.durable = durable;
+    }
+
     /// `SCRIPT FLUSH`.
     pub fn forget_script(&mut self) {
         self.knows_script = false;
@@ -105,6 +113,12 @@ impl Server {
 
     pub fn put(&mut self, key: &str, bytes: &[u8], ends_at_ms: Option<u64>) {
         self.data.keys.insert(key.to_owned(), Entry { content: Content::Text(bytes.to_vec()), ends_at_ms });
+    }
+
+    /// A hash with one field.
+    pub fn put_field(&mut self, key: &str, field: &str, bytes: &[u8]) {
+        let fields = [(field.as_bytes().to_vec(), bytes.to_vec())].into();
+        self.data.keys.insert(key.to_owned(), Entry { content: Content::Hash(fields), ends_at_ms: None });
     }
 
     /// A key of another type than those of locks.

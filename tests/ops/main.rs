@@ -89,7 +89,7 @@ async fn labels_are_a_fixed_set() {
 
 #[tokio::test]
 async fn probes_say_whether_locks_can_be_granted() {
-    let mut cluster = Cluster::start(3);
+    let mut cluster = Cluster::start_durable(3);
     let proxy = Proxy::start(&cluster, &[]).await;
     assert_eq!(proxy.http_get("/livez").await.0, 200);
     let (status, text) = proxy.http_get("/readyz?verbose").await;

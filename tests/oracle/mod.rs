@@ -40,7 +40,10 @@ impl fmt::Display for Violation {
 pub enum Assumptions {
     /// Nothing happened that the promises exclude: all of them hold.
     Hold,
-    /// Something did (nodes forgot, a clock leapt): exclusion may fail, but the tokens still protect the resource.
+    /// Nodes forgot or clocks were set, which quarantine and clock guard are for: leases may be lost early, but nobody else is
+    /// granted what somebody may still rely on.
+    Guarded,
+    /// Nodes lost single keys behind our back: exclusion may fail, but the tokens still protect the resource.
     Broken,
 }
 
@@ -51,8 +54,10 @@ pub fn judge(history: &History, assumptions: Assumptions) -> Vec<Violation> {
     found.extend(register::check(history));
     found.extend(liveness::check(history));
     found.extend(recovery::check(history));
-    if assumptions == Assumptions::Hold {
+    if assumptions != Assumptions::Broken {
         found.extend(exclusion::check(history));
+    }
+    if assumptions == Assumptions::Hold {
         found.extend(validity::check(history));
         found.extend(ownership::check(history));
         found.extend(leftovers::check(history));

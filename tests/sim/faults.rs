@@ -7,6 +7,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
+use crate::oracle::Assumptions;
 use crate::oracle::history::At;
 use crate::world::{Shared, World};
 
@@ -77,6 +78,10 @@ pub enum Fault {
         proxy: usize,
         span: Duration,
     },
+    /// Somebody deletes every lock.
+    Delete {
+        site: usize,
+    },
     /// A server's wall clock leaps.
     Leap {
         site: usize,
@@ -85,7 +90,7 @@ pub enum Fault {
     },
 }
 
-/// An assumption that does not hold in a run.
+/// What befalls the nodes of a run beyond what all promises are made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Breakage {
     Forgets,
@@ -95,11 +100,13 @@ pub enum Breakage {
     ClockAhead,
     ClockBack,
     MajorityAhead,
+    LosesKeys,
+    MajorityLosesKeys,
 }
 
 impl Breakage {
     /// Each, and what it is for people.
-    pub const ALL: [(Self, &str); 7] = [
+    pub const ALL: [(Self, &str); 9] = [
         (Self::Forgets, "a node restarts without its data"),
         (Self::ForgetsSome, "a node restarts with half of its keys"),
         (Self::HasOldData, "a node restarts with an old copy of its data"),
@@ -107,7 +114,17 @@ impl Breakage {
         (Self::ClockAhead, "a node's clock leaps ahead by 0.1 to 20 s"),
         (Self::ClockBack, "a node's clock leaps back by 0.1 to 20 s"),
         (Self::MajorityAhead, "the clocks of a majority leap ahead by 0.1 to 20 s"),
+        (Self::LosesKeys, "somebody deletes the locks on a node"),
+        (Self::MajorityLosesKeys, "somebody deletes the locks on a majority"),
     ];
+
+    /// What has to hold all the same.
+    pub fn assumptions(self) -> Assumptions {
+        match self {
+            Self::LosesKeys | Self::MajorityLosesKeys => Assumptions::Broken,
+            _ => Assumptions::Guarded,
+        }
+    }
 }
 
 /// The faults of one run.
@@ -122,7 +139,23 @@ impl Plan {
         let mut plan: Vec<(At, Fault)> = Vec::new();
         for _ in 0..count {
             let (at, fault) = (at(rng), usual(rng, nodes, proxies));
+            if let Fault::Crash { site, keeps: Keeps::Snapshot, .. } = fault {
+                plan.push((at.saturating_sub(millis(rng, 50, 3_000)), Fault::Save { site }));
+            }
             plan.push((at, fault));
+            // The counter loses everything again and again: more often than the time could make up for.
+            if matches!(fault, Fault::Crash { keeps: Keeps::Nothing, .. }) && rng.random_bool(0.5) {
+                let down = Duration::from_millis(5);
+                let again =
+                    |n: u32| (at + n * Duration::from_millis(150), Fault::Crash { site: nodes, down, keeps: Keeps::Nothing });
+                plan.extend((1..8).map(again));
+                // And what the nodes shall store meanwhile reaches some of them only.
+                for (proxy, site) in (0..proxies).flat_map(|proxy| (0..nodes).map(move |site| (proxy, site))) {
+                    if rng.random_bool(0.5) {
+                        plan.push((at, Fault::Cuts { proxy, site, span: Duration::from_millis(1_200) }));
+                    }
+                }
+            }
             // A bad switch, a full disk array: the same befalls others at that instant.
             if rng.random_bool(0.2) {
                 plan.extend((0..nodes).filter(|_| rng.random_bool(0.6)).map(|site| (at, fault.at(site))));
@@ -173,8 +206,9 @@ fn usual(rng: &mut StdRng, nodes: usize, proxies: usize) -> Fault {
     let (site, proxy) = (rng.random_range(0..=nodes), rng.random_range(0..proxies));
     let span = if rng.random_bool(0.7) { millis(rng, 5, 400) } else { millis(rng, 400, 4_000) };
     match rng.random_range(0..12) {
-        // The counter begins anew at the present time if it has lost everything: its tokens rise all the same.
-        0 if site == nodes => Fault::Crash { site, down: span, keeps: Keeps::Nothing },
+        // Whatever the counter has lost, it is started above all that it handed out.
+        0 if site == nodes && rng.random_bool(0.5) => Fault::Crash { site, down: span, keeps: Keeps::Nothing },
+        0 if site == nodes => Fault::Crash { site, down: span, keeps: Keeps::Snapshot },
         0 | 1 => Fault::Crash { site, down: span, keeps: Keeps::Everything },
         2 | 3 => Fault::Stop { site, span },
         4 => Fault::Hole { proxy, site, requests: true, replies: rng.random_bool(0.5), span },
@@ -203,6 +237,8 @@ impl Breakage {
             Self::ClockAhead => vec![leap(rng, sites[0], false)],
             Self::ClockBack => vec![leap(rng, sites[0], true)],
             Self::MajorityAhead => sites[..nodes / 2 + 1].iter().map(|site| leap(rng, *site, false)).collect(),
+            Self::LosesKeys => vec![Fault::Delete { site: sites[0] }],
+            Self::MajorityLosesKeys => sites[..nodes / 2 + 1].iter().map(|site| Fault::Delete { site: *site }).collect(),
         }
     }
 }
@@ -218,6 +254,7 @@ impl Fault {
             Self::Crash { site, .. }
             | Self::Stop { site, .. }
             | Self::Save { site }
+            | Self::Delete { site }
             | Self::Hole { site, .. }
             | Self::Slow { site, .. }
             | Self::Flushes { site, .. }
@@ -243,6 +280,16 @@ impl Fault {
                 let mut state = shared.state();
                 let copy = state.sites[site].server.snapshot();
                 state.sites[site].snapshot = Some(copy);
+            }
+            Self::Delete { site } => {
+                shared.fault(server(world, site), "locks are deleted", Duration::ZERO);
+                let now = shared.now();
+                let site = &mut shared.state().sites[site];
+                for (key, ..) in site.server.keys(site.wall_clock(now)) {
+                    if key.starts_with("lock:") {
+                        site.server.delete(&key);
+                    }
+                }
             }
             Self::Hole { proxy, site, requests, replies, span } => {
                 let until = shared.fault(way(world, proxy, site), format_args!("hole {requests} {replies}"), span);
@@ -306,6 +353,10 @@ async fn crash(world: &Arc<World>, site: usize, down: Duration, keeps: Keeps) {
     let mut state = shared.state();
     let site = &mut state.sites[site];
     site.paused_until = At::ZERO;
+    // Who loses something has not written everything down.
+    if keeps != Keeps::Everything {
+        site.server.set_durable(false);
+    }
     let mut key = 0_u32;
     site.restart(|_| {
         key += 1;

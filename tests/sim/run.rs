@@ -7,6 +7,8 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+use redlockd::engine::lease::Ttl;
+use redlockd::engine::membership::CounterKind;
 
 use crate::faults::{Breakage, Plan};
 use crate::oracle::history::{Call, History, Leftover, Recovery};
@@ -39,7 +41,7 @@ struct Draw {
 }
 
 impl Draw {
-    fn new(seed: u64, breakage: Option<Breakage>) -> Self {
+    fn new(seed: u64, counter: CounterKind, breakage: Option<Breakage>) -> Self {
         // Another stream than the world's.
         let rng = &mut StdRng::seed_from_u64(!seed);
         let nodes = *[5, 5, 5, 3, 4].choose(rng).expect("some");
@@ -69,15 +71,25 @@ impl Draw {
             plan.far_counter(rng, nodes, proxies);
         }
         let latency = Duration::from_millis(*[1, 1, 1, 8].choose(rng).expect("some"));
-        let size = Size { nodes, proxies, node_timeout: Duration::from_millis(50), latency };
+        let longest = habits.ttls.iter().copied().max().unwrap_or_default();
+        let size = Size {
+            nodes,
+            proxies,
+            node_timeout: Duration::from_millis(50),
+            latency,
+            max_ttl: Ttl::from_millis(longest, Ttl::LONGEST).expect("a good TTL"),
+            established: rng.random_ratio(3, 4),
+            durable: rng.random_ratio(4, 5),
+            counter,
+        };
         Self { size, clients: rng.random_range(4..=7), habits, plan }
     }
 }
 
 /// A random run, in which all assumptions hold, or one does not.
-pub fn random(seed: u64, breakage: Option<Breakage>, verbose: bool) -> Judged {
-    let draw = Draw::new(seed, breakage);
-    let assumptions = if breakage.is_some() { Assumptions::Broken } else { Assumptions::Hold };
+pub fn random(seed: u64, counter: CounterKind, breakage: Option<Breakage>, verbose: bool) -> Judged {
+    let draw = Draw::new(seed, counter, breakage);
+    let assumptions = breakage.map_or(Assumptions::Hold, Breakage::assumptions);
     simulate(seed, draw.size, assumptions, verbose, async move |world| {
         let Draw { clients, habits, plan, .. } = draw;
         let mut lives = tokio::task::JoinSet::new();
@@ -134,7 +146,8 @@ pub async fn settle(world: &Arc<World>, names: &[String], longest_ttl: Duration)
         }
     }
     note_leftovers(world);
-    let longest_ttl = longest_ttl + shared.state().set_back;
+    // The last fault may have put a quorum into quarantine.
+    let longest_ttl = 2 * longest_ttl + shared.state().set_back;
     for name in names {
         let client = Arc::new(Client::new(world, "the last", 0));
         let wait = longest_ttl + longest_ttl / 100 + RETRIES;

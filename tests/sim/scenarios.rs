@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use redlockd::coordinator::question::Released;
 use redlockd::engine::lease::Ttl;
+use redlockd::engine::membership::CounterKind;
 
 use crate::oracle::Assumptions;
 use crate::oracle::history::{At, History};
@@ -15,16 +16,26 @@ use crate::world::{Size, World};
 
 const NAME: &str = "orders/42";
 const SEEDS: std::ops::RangeInclusive<u64> = 1..=25;
-const SIZE: Size = Size { nodes: 5, proxies: 2, node_timeout: Duration::from_millis(50), latency: Duration::from_millis(1) };
+const SIZE: Size = Size {
+    nodes: 5,
+    proxies: 2,
+    node_timeout: Duration::from_millis(50),
+    latency: Duration::from_millis(1),
+    max_ttl: Ttl::LONGEST,
+    established: true,
+    durable: true,
+    counter: CounterKind::Designated,
+};
 
 /// More than any TTL of these stories.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Tells the story for every seed; no promise may break in it. The histories.
 fn tell<F: Future<Output = ()>>(story: impl Fn(Arc<World>) -> F) -> Vec<History> {
-    let told = SEEDS.map(|seed| {
-        let story = &story;
-        let judged = simulate(seed, SIZE, Assumptions::Hold, false, |world| async move {
+    let both = [CounterKind::Designated, CounterKind::Quorum];
+    let told = SEEDS.flat_map(|seed| both.map(|counter| (seed, counter))).map(|(seed, counter)| {
+        let (story, size) = (&story, Size { counter, ..SIZE });
+        let judged = simulate(seed, size, Assumptions::Hold, false, |world| async move {
             // Until every proxy has connected.
             world.shared.sleep(seconds(1)).await;
             story(world.clone()).await;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -39,6 +39,7 @@ pub struct Gate {
     hold: watch::Sender<Hold>,
     cuts: watch::Sender<Cut>,
     swallow: Arc<AtomicBool>,
+    port: Arc<AtomicU16>,
     _tasks: JoinSet<()>,
 }
 
@@ -50,6 +51,8 @@ impl Gate {
         let (cuts, cut) = watch::channel(Cut::default());
         let swallow = Arc::new(AtomicBool::new(false));
         let valve = Valve { hold: watched, cut, swallow: swallow.clone() };
+        let port = Arc::new(AtomicU16::new(port));
+        let leads_to = port.clone();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut pumps = JoinSet::new();
@@ -60,7 +63,7 @@ impl Gate {
                     let _ = client.set_zero_linger();
                     continue;
                 }
-                let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else { continue };
+                let Ok(server) = TcpStream::connect(("127.0.0.1", leads_to.load(Ordering::Relaxed))).await else { continue };
                 client.set_nodelay(true).unwrap();
                 server.set_nodelay(true).unwrap();
                 let mut valve = valve.clone();
@@ -68,7 +71,13 @@ impl Gate {
                 pumps.spawn(valve.carry(client, server));
             }
         });
-        Self { address, hold, cuts, swallow, _tasks: tasks }
+        Self { address, hold, cuts, swallow, port, _tasks: tasks }
+    }
+
+    /// From now on it stands before another server; every connection to the old one is cut.
+    pub fn lead_to(&self, port: u16) {
+        self.port.store(port, Ordering::Relaxed);
+        self.cut();
     }
 
     pub fn url(&self) -> String {

@@ -20,6 +20,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+pub mod clock;
 pub mod gate;
 
 /// Generous: nothing here depends on something being fast.
@@ -195,6 +196,15 @@ impl Redis {
         self.try_cli(args).unwrap_or_else(|| panic!("redis-cli {args:?} fails on port {}", self.port))
     }
 
+    /// Makes it a member of a cluster of so many nodes, as if it had been one since long.
+    pub fn establish(&self, nodes: usize) {
+        let info = self.cli(&["INFO", "server"]);
+        let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap().trim();
+        let marker =
+            format!("redlockd/1 run_id={run_id} max_ttl_ms=300000 counter=designated listed_ms=0 nodes={}", node_names(nodes));
+        assert_eq!(self.cli(&["SET", "redlockd:member", &marker]), "OK");
+    }
+
     /// The keys of locks that it holds.
     pub fn keys(&self) -> Vec<String> {
         self.cli(&["KEYS", "lock:*"]).lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
@@ -280,9 +290,26 @@ pub struct Cluster {
 /// The designated server: every write is on disk before it is answered.
 pub const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "always"];
 
+/// What the nodes are called: tests reach them by addresses of all kinds.
+fn node_names(count: usize) -> String {
+    (1..=count).map(|number| format!("n{number}")).collect::<Vec<_>>().join(",")
+}
+
 impl Cluster {
+    /// Nodes without persistence, which have been members since long.
     pub fn start(nodes: usize) -> Self {
-        Self { nodes: (0..nodes).map(|_| Redis::start(&[])).collect(), fence: Redis::start(&DURABLE) }
+        Self::of(nodes, &[])
+    }
+
+    /// Nodes that have everything again when they are started again, and vote at once.
+    pub fn start_durable(nodes: usize) -> Self {
+        Self::of(nodes, &DURABLE)
+    }
+
+    fn of(nodes: usize, options: &[&str]) -> Self {
+        let cluster = Self { nodes: (0..nodes).map(|_| Redis::start(options)).collect(), fence: Redis::start(&DURABLE) };
+        cluster.nodes.iter().for_each(|node| node.establish(nodes));
+        cluster
     }
 
     pub fn urls(&self) -> Vec<String> {
@@ -341,15 +368,28 @@ impl Proxy {
 
     /// In front of whatever `urls` name.
     pub async fn start_unready(urls: &[String], fence: &str, flags: &[&str]) -> Self {
+        Self::launch(urls, &[&["--fencing-url", fence], flags].concat()).await
+    }
+
+    /// Without a server for the counter: the flags say where tokens come from.
+    pub async fn start_without_fence(urls: &[String], flags: &[&str]) -> Self {
+        Self::launch(urls, flags).await
+    }
+
+    async fn launch(urls: &[String], flags: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("log");
         let mut command = redlockd();
-        command.arg("serve").args(["--nodes-urls", &urls.join(","), "--fencing-url", fence]);
+        command.arg("serve").args(["--nodes-urls", &urls.join(",")]);
         for (flag, value) in [
             ("--listen", "127.0.0.1:0"),
             ("--metrics-listen", "127.0.0.1:0"),
             ("--nodes-timeout", NODES_TIMEOUT),
             ("--fencing-timeout", NODES_TIMEOUT),
+            ("--nodes-bootstrap", "now"),
+            // What a test has in its cluster, it has on purpose.
+            ("--allow-unsafe", "replica,cluster-mode,same-server"),
+            ("--nodes-names", &node_names(urls.len())),
         ] {
             if !flags.contains(&flag) {
                 command.args([flag, value]);
@@ -359,7 +399,9 @@ impl Proxy {
         command.stderr(std::fs::File::create(&log).unwrap());
         let mut process = Process::spawn(&mut command);
         let mut lines = BufReader::new(process.0.stdout.take().unwrap()).lines();
-        let line = lines.next().unwrap_or_else(|| panic!("{}", std::fs::read_to_string(&log).unwrap())).unwrap();
+        // Beside this thread: it may carry the gates through which the proxy looks at its nodes first.
+        let line = tokio::task::spawn_blocking(move || lines.next()).await.unwrap();
+        let line = line.unwrap_or_else(|| panic!("{}", std::fs::read_to_string(&log).unwrap())).unwrap();
         let mut addresses = line.split_whitespace().filter_map(|word| word.parse().ok());
         let (grpc, http) = (addresses.next().unwrap(), addresses.next().unwrap());
         Self { process, grpc, http, log, _directory: directory }

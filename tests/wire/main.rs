@@ -11,11 +11,12 @@ use redlockd::proto::{NodeState, ReleaseOutcome};
 use support::*;
 
 /// What the README tells operators to allow, and nothing more.
-const LOCK_ACL: [&str; 14] = [
+const LOCK_ACL: [&str; 15] = [
     "on",
     ">hush",
     "resetkeys",
     "~lock:*",
+    "~redlockd:*",
     "-@all",
     "+ping",
     "+info",
@@ -27,8 +28,21 @@ const LOCK_ACL: [&str; 14] = [
     "+pttl",
     "+pexpire",
 ];
-const FENCE_ACL: [&str; 12] =
-    ["on", ">hush", "resetkeys", "~redlockd:*", "-@all", "+ping", "+info", "+eval", "+evalsha", "+exists", "+set", "+incrby"];
+const FENCE_ACL: [&str; 13] = [
+    "on",
+    ">hush",
+    "resetkeys",
+    "~redlockd:*",
+    "-@all",
+    "+ping",
+    "+info",
+    "+eval",
+    "+evalsha",
+    "+get",
+    "+set",
+    "+exists",
+    "+incrby",
+];
 
 /// Takes a lock, renews it, lets another node repair it, looks at it and releases it: every operation there is.
 async fn everything_works(proxy: &Proxy) {
@@ -115,7 +129,7 @@ async fn unix_sockets_and_databases() {
     let proxy = Proxy::start_unready(&urls, &format!("{}/2", fence.url()), &[]).await;
     proxy.ready().await;
     everything_works(&proxy).await;
-    let held = nodes.iter().filter(|node| node.cli(&["-n", "3", "KEYS", "*"]) == "lock:a").count();
+    let held = nodes.iter().filter(|node| node.cli(&["-n", "3", "KEYS", "lock:*"]) == "lock:a").count();
     assert!(held >= 2, "the lock is in database 3 of {held} nodes");
     assert_eq!(fence.cli(&["-n", "2", "KEYS", "*"]), "redlockd:fence:counter");
 }

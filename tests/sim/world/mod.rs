@@ -16,6 +16,9 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use redlockd::engine::lease::Ttl;
+use redlockd::engine::membership::{Charter, CounterKind};
+use redlockd::engine::validity::DriftFactor;
 
 use crate::oracle::history::{At, Fault, History};
 use clock::{MAX_RATE_PPM, Monotonic, TrueTime};
@@ -33,6 +36,27 @@ pub struct Size {
     pub node_timeout: Duration,
     /// The longest usual time of a message between a proxy and a server.
     pub latency: Duration,
+    /// The longest TTL that the proxies grant: nodes that may have forgotten leases stay out for so long.
+    pub max_ttl: Ttl,
+    /// The nodes are members since long; else the first proxies are told that the cluster is new.
+    pub established: bool,
+    /// Nodes write every change to disk before they answer, and lose nothing when they are killed.
+    pub durable: bool,
+    /// Where tokens come from.
+    pub counter: CounterKind,
+}
+
+impl Size {
+    /// What every proxy takes the cluster for.
+    pub fn charter(&self, bootstrap: bool) -> Charter {
+        Charter {
+            nodes: (0..self.nodes).map(|node| format!("n{node}").into()).collect(),
+            counter: self.counter,
+            max_ttl: self.max_ttl,
+            drift: DriftFactor::DEFAULT,
+            bootstrap,
+        }
+    }
 }
 
 /// What all parts of the world share.
@@ -120,7 +144,7 @@ impl World {
     /// A world of which `seed` decides everything.
     pub fn new(seed: u64, size: Size, verbose: bool) -> Arc<Self> {
         let mut rng = StdRng::seed_from_u64(seed);
-        let sites = (0..=size.nodes).map(|number| Site::new(number, &mut rng)).collect();
+        let sites = (0..=size.nodes).map(|number| Site::new(number, &size, &mut rng)).collect();
         let state = State {
             rng,
             history: if verbose { History::verbose() } else { History::default() },
@@ -137,7 +161,7 @@ impl World {
         let shared = Arc::new(Shared { time: TrueTime::begin(), state: Mutex::new(state) });
         let world = Arc::new(Self { shared, size, proxies: Mutex::default() });
         for number in 0..size.proxies {
-            let proxy = Proxy::start(&world, number);
+            let proxy = Proxy::start(&world, number, !size.established);
             world.proxies.lock().expect("nobody panics with it").push(proxy);
         }
         world
@@ -152,7 +176,7 @@ impl World {
         self.shared.fault(format!("proxy {number}"), "killed", span);
         self.proxy(number).kill();
         self.shared.sleep(span).await;
-        let proxy = Proxy::start(self, number);
+        let proxy = Proxy::start(self, number, false);
         self.proxies.lock().expect("nobody panics with it")[number] = proxy;
     }
 

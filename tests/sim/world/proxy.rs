@@ -6,16 +6,20 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redlockd::coordinator::attempt::{AcquireFailure, AcquireSpec};
+use redlockd::coordinator::buckets::Buckets;
+use redlockd::coordinator::ceiling::Ceilings;
 use redlockd::coordinator::fence::Fence;
 use redlockd::coordinator::lock_id::LockId;
 use redlockd::coordinator::question::{Lease, Released};
-use redlockd::coordinator::{Coordinator, Settings};
+use redlockd::coordinator::{Coordinator, Counter, Settings};
 use redlockd::engine::lease::{LockName, Ttl};
+use redlockd::engine::membership::CounterKind;
 use redlockd::engine::quorum::Quorum;
 use redlockd::engine::validity::{DriftFactor, Validity};
 use redlockd::metrics::Registry;
 use redlockd::node::env::Env;
-use redlockd::node::link::{Identities, Link, Observer, Timing};
+use redlockd::node::link::{Link, Observer, Timing};
+use redlockd::node::roster::{Roster, Seat};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -30,11 +34,17 @@ use super::{Shared, World};
 /// A call to the designated server may take this long.
 const FENCE_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Beyond what a caller asked for: the votes of the last try, its token, and a release that waits for time-outs.
-const SLACK: Duration = Duration::from_secs(1);
+/// Beyond what a caller asked for: the votes of the last try, its token, for which the counter may have to be started again while
+/// others do the same, and a release that waits for time-outs.
+const SLACK: Duration = Duration::from_secs(2);
 
 struct Quiet;
 impl Observer for Quiet {}
+
+fn run_link(link: &Arc<Link>) {
+    let link = link.clone();
+    tokio::spawn(async move { link.run().await });
+}
 
 /// One process.
 pub struct Proxy {
@@ -89,28 +99,40 @@ impl Cancel {
 
 impl Proxy {
     /// A new process at the place `number`.
-    pub fn start(world: &Arc<World>, number: usize) -> Arc<Self> {
+    pub fn start(world: &Arc<World>, number: usize, bootstrap: bool) -> Arc<Self> {
         let (shared, gate, clock) = (world.shared.clone(), Gate::default(), world.monotonic());
         let env: Arc<dyn Env> = Arc::new(SimEnv { shared: shared.clone(), clock, gate: gate.clone() });
         let nodes = world.size.nodes;
         let labels: Vec<Arc<str>> = (0..nodes).map(|node| format!("n{node}").into()).collect();
-        let metrics = Arc::new(Registry::new().expect("our own buckets").metrics(&labels, &"fence".into()));
-        let identities = Arc::new(Identities::default());
-        let link = |index: usize, site: usize, timeout, identities: &Arc<Identities>| {
+        let metrics = Arc::new(Registry::new().expect("our own buckets").metrics(&labels, Some(&"fence".into())));
+        let quorum = Quorum::of(nodes).expect("a number of nodes that can be configured");
+        let roster = Roster::new(world.size.charter(bootstrap), quorum, env.now());
+        let link = |index: usize, site: usize, timeout, seat: Option<Seat>| {
             let timing = Timing::new(timeout, Ttl::LONGEST.as_duration());
             let node = Box::new(SimNode { shared: shared.clone(), proxy: number, site, gate: gate.clone() });
             let address = format!("n{site}").into();
-            Arc::new(Link::new(index, address, node, timing, env.clone(), Box::new(Quiet), identities.clone()))
+            Arc::new(Link::new(index, address, node, timing, env.clone(), Box::new(Quiet), seat))
         };
-        let links: Vec<Arc<Link>> = (0..nodes).map(|node| link(node, node, world.size.node_timeout, &identities)).collect();
-        let fence = link(0, nodes, FENCE_TIMEOUT, &Arc::default());
-        for link in links.iter().chain([&fence]).map(Arc::clone) {
-            tokio::spawn(async move { link.run().await });
-        }
-        let quorum = Quorum::of(nodes).expect("a number of nodes that can be configured");
+        let links: Vec<Arc<Link>> =
+            (0..nodes).map(|node| link(node, node, world.size.node_timeout, Some(Seat::new(&roster, node)))).collect();
         let settings = Settings { quorum, key_prefix: "lock:".to_owned(), drift: DriftFactor::DEFAULT, max_inflight: 1_000 };
-        let fence = Fence::new(fence, env.clone(), metrics.clone());
-        let coordinator = Coordinator::new(settings, links.clone(), fence, env, metrics);
+        let counter = match world.size.counter {
+            CounterKind::Designated => {
+                let fence = link(0, nodes, FENCE_TIMEOUT, None);
+                run_link(&fence);
+                let ceilings = Ceilings::new(links.clone(), quorum, env.clone(), world.size.max_ttl.as_duration());
+                let fence = Fence::new(fence, ceilings, roster, env.clone(), metrics.clone());
+                tokio::spawn(fence.clone().keep(bootstrap));
+                Counter::Designated(fence)
+            }
+            CounterKind::Quorum => {
+                roster.on_counter(true);
+                tokio::spawn(Buckets::new(links.clone(), quorum, roster, env.clone()).keep());
+                Counter::Quorum
+            }
+        };
+        links.iter().for_each(run_link);
+        let coordinator = Coordinator::new(settings, links.clone(), counter, env, metrics);
         Arc::new(Self { number, gate, coordinator, links, shared, quorum, open: Mutex::default() })
     }
 

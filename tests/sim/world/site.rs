@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use rand::Rng;
 use rand::rngs::StdRng;
+use redlockd::engine::membership::{Charter, CounterKind, Marker, State as Standing};
 use redlockd::engine::reply::Reply;
+use redlockd::node::script::{COUNTERS_KEY, MARKER_KEY};
 use redlockd::node::{NodeTime, Op, Replies, ScriptBy, WireError};
 
 use crate::memory::{Change, Server, Snapshot};
@@ -14,7 +16,7 @@ use crate::oracle::history::{At, Removal};
 use super::clock::{Clock, MAX_RATE_PPM};
 use super::env::EPOCH;
 use super::net::Wire;
-use super::{Shared, State};
+use super::{Shared, Size, State};
 
 /// A server, whether it runs, and what its wall clock shows.
 pub struct Site {
@@ -34,12 +36,23 @@ pub struct Site {
 }
 
 impl Site {
-    pub fn new(number: usize, rng: &mut StdRng) -> Self {
+    pub fn new(number: usize, size: &Size, rng: &mut StdRng) -> Self {
         // Wall clocks are seconds apart, and run at rates of their own.
         let (offset_us, rate_ppm) = (rng.random_range(0..5_000_000), rng.random_range(-MAX_RATE_PPM..=MAX_RATE_PPM));
+        let mut server = Server::new(&run_id(number, 1));
+        server.set_durable(size.durable);
+        if size.established && number < size.nodes {
+            let Charter { nodes, counter, max_ttl, .. } = size.charter(false);
+            let (run_id, max_ttl_ms) = (run_id(number, 1).into(), max_ttl.as_millis());
+            let marker = Marker { run_id, state: Standing::Member, max_ttl_ms, counter, listed_ms: 0, nodes };
+            server.put(MARKER_KEY, marker.to_string().as_bytes(), None);
+            if counter == CounterKind::Quorum {
+                server.put_field(COUNTERS_KEY, "base", EPOCH.as_micros().to_string().as_bytes());
+            }
+        }
         Self {
             number,
-            server: Server::new(&run_id(number, 1)),
+            server,
             clock: Clock { offset_us, rate_ppm },
             up: true,
             paused_until: At::ZERO,
@@ -143,9 +156,18 @@ fn shown(batch: &[Op], outcome: &Result<Replies, WireError>) -> String {
             Op::Check { value, .. } => ("check".to_owned(), value.as_str()),
             Op::Inspect { .. } => ("inspect".to_owned(), ""),
             Op::Tokens { count, .. } => (format!("tokens {count}"), ""),
+            Op::RaiseBucket { value, bucket, token, .. } => (format!("bucket {bucket} to {token}"), value.as_str()),
+            Op::TellCounters { from, .. } => (format!("tell {from}"), ""),
+            Op::LiftCounters { base, numbers, .. } => (format!("lift {base}"), &**numbers),
+            Op::StartCounter { mark, start, ceiling, .. } => (format!("start {start} {ceiling}"), &**mark),
+            Op::AdvanceCounter { ceiling, .. } => (format!("advance {ceiling}"), ""),
+            Op::RaiseCeiling { ceiling, owner, .. } => (format!("ceiling {ceiling}"), &**owner),
+            Op::LiftCeiling { ceiling, .. } => ("lift".to_owned(), &**ceiling),
+            Op::Marker { change, .. } => (format!("marker {} ->", change.expected), &*change.new),
         };
         let reply = match reply {
             Reply::Other(stored) => format!("other {}", text(stored.value.as_deref().unwrap_or_default())),
+            Reply::Counters { base, .. } => format!("counters {base}"),
             reply => format!("{reply:?}"),
         };
         format!("[{what} {} {value}: {reply}]", op.key())
