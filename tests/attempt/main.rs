@@ -104,6 +104,7 @@ impl Observer for Silent {}
 struct World {
     nodes: Vec<Handle>,
     fence: Handle,
+    ceilings: Ceilings,
     coordinator: Arc<Coordinator>,
 }
 
@@ -145,9 +146,10 @@ async fn world(count: usize) -> World {
         bootstrap: false,
     };
     let roster = Roster::new(charter, settings.quorum, env.now());
-    let ceilings = Ceilings::new(links.clone(), settings.quorum, env.clone(), Duration::from_secs(300));
-    let counter = Fence::new(fence_link, ceilings, roster, env.clone(), metrics.clone());
-    World { nodes, fence, coordinator: Coordinator::new(settings, links, Counter::Designated(counter), env, metrics) }
+    let ceilings = || Ceilings::new(links.clone(), settings.quorum, env.clone(), Duration::from_secs(300));
+    let counter = Counter::Designated(Fence::new(fence_link, ceilings(), roster, env.clone(), metrics.clone()));
+    let ceilings = ceilings();
+    World { nodes, fence, ceilings, coordinator: Coordinator::new(settings, links, counter, env, metrics) }
 }
 
 impl World {
@@ -363,4 +365,32 @@ async fn a_waiter_gets_the_lock_when_it_is_released_and_an_answer_when_it_is_not
     let (second, ()) = tokio::join!(waiter, releaser);
     assert!(second.is_ok());
     assert!((700..1_100).contains(&ms_since(start)), "{}", ms_since(start));
+}
+
+/// Protocol section 4: whoever finds the counter lost reads a quorum, so a quorum has to store what it is told of.
+#[tokio::test(start_paused = true)]
+async fn a_ceiling_is_read_from_a_quorum_and_stored_on_one() {
+    let world = world(3).await;
+    let owner: Arc<str> = "f".into();
+    let full = |full| world.nodes[..2].iter().for_each(|node| node.with(|state| state.server.set_full(full)));
+    full(true);
+    let why = world.ceilings.take_over(&owner, 0).await.unwrap_err().to_string();
+    assert!(why.contains("could not be raised: 1 of 3 lock nodes took part, 2 are needed"), "{why}");
+    full(false);
+    // What one node has stored in the meantime is no obstacle, and no lower bound is given up.
+    let (start, ceiling) = world.ceilings.take_over(&owner, 0).await.unwrap();
+    assert!(start > NODES_NOW.micros && ceiling > start, "{start} {ceiling}");
+    world.set_delays(&[0, 5_000, 5_000]);
+    let why = world.ceilings.advance(&owner, ceiling).await.unwrap_err().to_string();
+    assert!(why.contains("could not be read: 1 of 3 lock nodes took part, 2 are needed"), "{why}");
+    sleep(Duration::from_secs(30)).await;
+    world.set_delays(&[0, 0, 5_000]);
+    let raised = world.ceilings.advance(&owner, ceiling).await.unwrap();
+    assert!(raised > ceiling);
+    let stored = world.nodes[..2].iter().all(|node| {
+        let keys = node.with(|state| state.server.keys(NODES_NOW));
+        let text = keys.into_iter().find_map(|(key, bytes, _)| bytes.filter(|_| key == "redlockd:fence:ceiling"));
+        text.unwrap() == format!("{raised} f").into_bytes()
+    });
+    assert!(stored);
 }

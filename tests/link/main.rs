@@ -41,13 +41,18 @@ struct Call {
 
 impl Call {
     fn answer(self, replies: Vec<Reply>) {
-        assert_eq!(replies.len(), self.ops.len());
-        self.end(Ok(Replies { time: NodeTime { micros: 42 }, marker: "".into(), replies }));
+        self.answer_marked("", replies);
     }
 
     fn all_yes(self) {
         let replies = vec![Reply::Yes; self.ops.len()];
         self.answer(replies);
+    }
+
+    /// The same, from a node with that marker.
+    fn answer_marked(self, marker: &str, replies: Vec<Reply>) {
+        assert_eq!(replies.len(), self.ops.len());
+        self.end(Ok(Replies { time: NodeTime { micros: 42 }, marker: marker.into(), replies }));
     }
 
     fn end(self, outcome: Result<Replies, WireError>) {
@@ -549,6 +554,109 @@ async fn one_server_under_two_names_votes_once() {
     sleep(Duration::from_secs(5)).await;
     let unfit = |scene: &Scene| matches!(scene.link.status().reach, Reach::Unfit(_));
     assert!(!unfit(&first) && !unfit(&second));
+}
+
+/// Protocol section 6: nothing waits for a node that keeps timing out, and a probe brings it back.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_times_out_three_times_in_a_row_is_sent_probes_only() {
+    let mut scene = Scene::up().await;
+    for number in 1..=3 {
+        assert_eq!(scene.link.status().reach, Reach::Up, "after {} of three", number - 1);
+        let caller = scene.post(set(number));
+        let call = scene.call().await;
+        sleep(CALL + Duration::from_millis(1)).await;
+        assert_eq!(caller.only_unknown(), (WhyKind::Timeout(CALL), true));
+        call.all_yes();
+        settle().await;
+    }
+    assert_eq!(scene.link.status().reach, Reach::Suspended);
+    let refused = scene.post(set(4));
+    assert_eq!(refused.only_unknown(), (WhyKind::Suspended, false), "at once");
+    let waiting = scene.post(release(1));
+    for _ in 0..3 {
+        let probe = scene.call().await;
+        assert_eq!(probe.ops, []);
+        sleep(CALL + Duration::from_millis(1)).await;
+        probe.answer(vec![]);
+        settle().await;
+        assert_eq!(scene.link.status().reach, Reach::Suspended, "that was too late");
+    }
+    scene.call().await.answer(vec![]);
+    let call = scene.call().await;
+    assert_eq!(call.ops, [release(1)]);
+    call.all_yes();
+    settle().await;
+    assert_eq!(waiting.replies().last(), Some(&Reply::Yes));
+    assert_eq!(scene.link.status().reach, Reach::Up);
+    assert_eq!(scene.server.connects(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prompt_answer_makes_up_for_the_time_outs_before_it() {
+    let mut scene = Scene::up().await;
+    for number in 0..6 {
+        scene.post(set(number));
+        let call = scene.call().await;
+        let late = number % 3 != 2;
+        if late {
+            sleep(CALL + Duration::from_millis(1)).await;
+        }
+        call.all_yes();
+        settle().await;
+        assert_eq!(scene.link.status().reach, Reach::Up, "after call {number}");
+    }
+}
+
+/// The others know of our longest TTL and may be asked; a node whose marker does not could forget a lease before it ends.
+#[tokio::test(start_paused = true)]
+async fn renewals_do_not_count_where_the_marker_does_not_know_of_our_longest_lease() {
+    let marker = |state: &str, ttl: u64, nodes: &str| {
+        format!("redlockd/1 run_id=first{state} max_ttl_ms={ttl} counter=designated listed_ms=0 nodes={nodes}")
+    };
+    let cases = [
+        (marker("", 300_000, "n0,n1,n2"), true),
+        // It may have forgotten other locks, but this one it holds.
+        (marker(" joining=aa because=restarted since_ms=0", 300_000, "n0,n1,n2"), true),
+        (marker("", 10_000, "n0,n1,n2"), false),
+        (marker("", 300_000, "n0,x,y"), false),
+    ];
+    for (marker, counts) in cases {
+        let charter = Charter {
+            nodes: ["n0", "n1", "n2"].map(Arc::from).to_vec(),
+            counter: CounterKind::Designated,
+            max_ttl: Ttl::from_millis(300_000, Ttl::LONGEST).unwrap(),
+            drift: DriftFactor::DEFAULT,
+            bootstrap: false,
+        };
+        let roster = Roster::new(charter, Quorum::of(3).unwrap(), Instant::now());
+        let mut scene = Scene::at(0, Some(Seat::new(&roster, 0)));
+        scene.run();
+        settle().await;
+        let look = scene.call().await;
+        look.answer_marked(&marker, vec![Reply::Absent]);
+        settle().await;
+        let ttl = Ttl::from_millis(300_000, Ttl::LONGEST).unwrap();
+        let caller = scene.post(Op::Renew { key: "lock:1".into(), value: value(1), ttl });
+        loop {
+            let call = scene.call().await;
+            let answer = |op: &Op| match op {
+                Op::Renew { .. } => Reply::Held { left_ms: 300_000 },
+                // Nothing changes here.
+                _ => Reply::Absent,
+            };
+            let replies = call.ops.iter().map(answer).collect();
+            call.answer_marked(&marker, replies);
+            settle().await;
+            if !caller.replies().is_empty() {
+                break;
+            }
+        }
+        match (&caller.replies()[..], counts) {
+            ([Reply::Held { left_ms: 300_000 }], true) => {}
+            ([Reply::Unknown(Why { kind: WhyKind::NoVote(_), may_have_landed: true })], false) => {}
+            (replies, _) => panic!("{replies:?} from a node with the marker {marker}"),
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

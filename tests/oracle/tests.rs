@@ -50,14 +50,24 @@ fn invariants(history: &History, assumptions: Assumptions) -> Vec<&'static str> 
     judge(history, assumptions).iter().map(|Violation { invariant, .. }| *invariant).collect()
 }
 
-/// Changes the good history, and expects exactly this complaint, with the assumptions broken too if it is one of those that
-/// must hold always.
-fn rejects(invariant: &'static str, always: bool, spoil: impl FnOnce(&mut History)) {
+/// Until which class of runs a promise has to hold; the later ones include those before.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum HoldsIn {
+    Hold,
+    Guarded,
+    Broken,
+}
+
+/// Changes the good history, and expects exactly this complaint wherever the promise has to hold, and none elsewhere.
+fn rejects(invariant: &'static str, holds_in: HoldsIn, spoil: impl FnOnce(&mut History)) {
     let mut history = good();
     spoil(&mut history);
-    assert_eq!(invariants(&history, Assumptions::Hold), [invariant]);
-    let broken = if always { vec![invariant] } else { vec![] };
-    assert_eq!(invariants(&history, Assumptions::Broken), broken);
+    let classes =
+        [(HoldsIn::Hold, Assumptions::Hold), (HoldsIn::Guarded, Assumptions::Guarded), (HoldsIn::Broken, Assumptions::Broken)];
+    for (class, assumptions) in classes {
+        let expected = if class <= holds_in { vec![invariant] } else { vec![] };
+        assert_eq!(invariants(&history, assumptions), expected, "{assumptions:?}");
+    }
 }
 
 #[test]
@@ -68,9 +78,9 @@ fn a_good_history_passes() {
 
 #[test]
 fn two_holders_at_one_instant_are_rejected() {
-    rejects("exclusion", false, |history| history.leases[0].held = Some(Held { from: at(13), until: at(114) }));
+    rejects("exclusion", HoldsIn::Guarded, |history| history.leases[0].held = Some(Held { from: at(13), until: at(114) }));
     // Not only of neighbours: the first lease lasts longer than the second.
-    rejects("exclusion", false, |history| {
+    rejects("exclusion", HoldsIn::Guarded, |history| {
         history.leases.push(lease("three", 9, 210, 300));
         history.leases[1].held = Some(Held { from: at(120), until: at(130) });
         history.leases[0].held = Some(Held { from: at(13), until: at(119) });
@@ -102,16 +112,16 @@ fn leases_that_touch_or_never_reached_their_clients_do_not_overlap() {
 
 #[test]
 fn a_promise_that_the_nodes_do_not_keep_is_rejected() {
-    rejects("validity", false, |history| history.promises[0].kept_until = at(99));
+    rejects("validity", HoldsIn::Hold, |history| history.promises[0].kept_until = at(99));
 }
 
 #[test]
 fn a_token_that_falls_or_comes_twice_is_rejected() {
-    rejects("tokens", true, |history| {
+    rejects("tokens", HoldsIn::Broken, |history| {
         history.leases[1].token = Some(6);
         history.writes.clear();
     });
-    rejects("tokens", true, |history| {
+    rejects("tokens", HoldsIn::Broken, |history| {
         history.leases[1].token = Some(7);
         history.writes.clear();
     });
@@ -129,7 +139,7 @@ fn grants_at_the_same_time_may_have_their_tokens_in_any_order() {
 #[test]
 fn a_resource_that_takes_a_stale_write_is_rejected() {
     assert_eq!(stale_writes_taken(&good()), 0);
-    rejects("register", true, |history| {
+    rejects("register", HoldsIn::Broken, |history| {
         history.writes[2].accepted = true;
         assert_eq!(stale_writes_taken(history), 1);
     });
@@ -137,37 +147,37 @@ fn a_resource_that_takes_a_stale_write_is_rejected() {
 
 #[test]
 fn a_resource_that_refuses_the_newer_holder_is_rejected() {
-    rejects("register", true, |history| history.writes[1].accepted = false);
+    rejects("register", HoldsIn::Broken, |history| history.writes[1].accepted = false);
 }
 
 #[test]
 fn a_key_that_somebody_else_removed_is_rejected() {
-    rejects("ownership", false, |history| history.removals[0].by = "w".to_owned());
-    rejects("ownership", false, |history| history.intrusions[0].worked = true);
+    rejects("ownership", HoldsIn::Hold, |history| history.removals[0].by = "w".to_owned());
+    rejects("ownership", HoldsIn::Hold, |history| history.intrusions[0].worked = true);
 }
 
 #[test]
 fn a_holder_who_is_told_that_its_lease_was_lost_is_rejected() {
-    rejects("ownership", false, |history| {
+    rejects("ownership", HoldsIn::Hold, |history| {
         history.denials.push(Denial { at: at(60), lease: 0, what: "release".to_owned() });
     });
 }
 
 #[test]
 fn a_key_that_no_fault_explains_is_rejected() {
-    rejects("leftovers", false, |history| history.leftovers[0].excused = None);
+    rejects("leftovers", HoldsIn::Hold, |history| history.leftovers[0].excused = None);
 }
 
 #[test]
 fn a_name_that_stays_locked_is_rejected() {
-    rejects("recovery", true, |history| history.recoveries[0].granted = None);
-    rejects("recovery", true, |history| history.recoveries[0].granted = Some(at(401)));
+    rejects("recovery", HoldsIn::Broken, |history| history.recoveries[0].granted = None);
+    rejects("recovery", HoldsIn::Broken, |history| history.recoveries[0].granted = Some(at(401)));
 }
 
 #[test]
 fn a_call_without_an_answer_is_rejected() {
-    rejects("liveness", true, |history| history.calls[0].answered = None);
-    rejects("liveness", true, |history| history.calls[0].answered = Some(at(21)));
+    rejects("liveness", HoldsIn::Broken, |history| history.calls[0].answered = None);
+    rejects("liveness", HoldsIn::Broken, |history| history.calls[0].answered = Some(at(21)));
 }
 
 #[test]
