@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::quorum::Quorum;
+
 /// What was found out about one server.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -129,8 +131,25 @@ pub fn findings(servers: &[Facts], timeout: Duration, quarantine: Duration) -> V
         }
         found.extend(twin(servers, index));
     }
+    if quorum_fits(servers) {
+        found.iter_mut().filter(|finding| finding.name == "foreign").for_each(left_behind);
+    }
     found.extend(of_all(servers));
     found
+}
+
+/// Whether the markers of a quorum let their nodes vote for a proxy of this configuration.
+fn quorum_fits(servers: &[Facts]) -> bool {
+    let is_member = |facts: &&Facts| facts.server.as_ref().is_ok_and(|server| server.marker == MarkerState::Member);
+    let nodes: Vec<&Facts> = servers.iter().filter(|facts| facts.votes).collect();
+    let fit = nodes.iter().copied().filter(is_member).count();
+    Quorum::of(nodes.len()).is_some_and(|quorum| quorum.reached(fit))
+}
+
+/// Not the configuration is wrong, but a node that was away while it was changed. It has no vote: the others go on.
+fn left_behind(finding: &mut Finding) {
+    finding.severity = Severity::Warning;
+    finding.advice = "The other nodes know this configuration: delete its key redlockd:member, and it joins anew".to_owned();
 }
 
 struct Of<'a> {
@@ -324,10 +343,6 @@ mod tests {
         assert_eq!(found(|server| server.run_id = "run-0".into()), [("same-server", Unsafe)]);
         assert_eq!(found(|server| server.eviction = Some("allkeys-lru".into())), [("eviction", Unsafe)]);
         assert_eq!(found(|server| server.version = "redis 6.0.16".into()), [("version", Unsafe)]);
-        assert_eq!(
-            found(|server| server.marker = MarkerState::Foreign("x".into())),
-            [("foreign", Unsafe), ("no-marker", Warning)]
-        );
         assert_eq!(found(|server| server.append_only = Some("no".into())), [("persistence", Warning)]);
         assert_eq!(found(|server| server.fsync = Some("everysec".into())), [("fsync", Warning)]);
         assert_eq!(found(|server| server.no_fsync_on_rewrite = Some("yes".into())), [("fsync", Warning)]);
@@ -340,6 +355,19 @@ mod tests {
             [("quarantined", Warning), ("no-marker", Warning)]
         );
         assert_eq!(names(&facts(|_, _| {})[..2]), [("even", Warning)]);
+    }
+
+    /// One that was left behind has no vote; where it is not the only one, it may be this proxy that is configured wrongly.
+    #[test]
+    fn markers_of_another_configuration_refuse_to_start_unless_a_quorum_fits() {
+        let foreign = |nodes: &'static [usize]| {
+            names(&facts(|index, server| {
+                server.marker = if nodes.contains(&index) { MarkerState::Foreign("x".into()) } else { MarkerState::Member };
+            }))
+        };
+        assert_eq!(foreign(&[1]), [("foreign", Severity::Warning)]);
+        assert_eq!(foreign(&[1, 2]), [("foreign", Severity::Unsafe); 2]);
+        assert_eq!(foreign(&[0, 1, 2]), [("foreign", Severity::Unsafe); 3]);
     }
 
     #[test]

@@ -202,12 +202,14 @@ fn a_server_that_can_not_be_reached_is_named() {
 }
 
 #[test]
-fn a_node_of_another_cluster_is_found() {
+fn nodes_of_another_cluster_are_found() {
     let cluster = good();
+    let found = || findings(&check(&cluster.urls(), &cluster.fence.url(), &[]));
+    let foreign = |severity: &str, node: usize| ("foreign".to_owned(), severity.to_owned(), cluster.nodes[node].address());
     cluster.nodes[1].establish(9);
-    finds(&check(&cluster.urls(), &cluster.fence.url(), &[]), "foreign", "unsafe", &cluster.nodes[1].address());
-    cluster.nodes[1].cli(&["SET", "redlockd:member", "redlockd/7 what comes after us"]);
-    finds(&check(&cluster.urls(), &cluster.fence.url(), &[]), "foreign", "unsafe", &cluster.nodes[1].address());
+    assert_eq!(found(), [foreign("warning", 1)], "one that was left behind");
+    cluster.nodes[2].cli(&["SET", "redlockd:member", "redlockd/7 what comes after us"]);
+    assert_eq!(found(), [foreign("unsafe", 1), foreign("unsafe", 2)]);
 }
 
 #[test]

@@ -20,11 +20,11 @@ async fn an_empty_server_in_place_of_a_node_waits_its_time_however_long_it_has_b
     .await;
     let gates = gate::before_all(cluster.nodes.iter().map(|node| node.port)).await;
     let urls: Vec<String> = gates.iter().map(gate::Gate::url).collect();
-    let proxy = Proxy::start_unready(&urls, &cluster.fence.url(), &short("6s")).await;
+    let proxy = Proxy::start_unready(&urls, &cluster.fence.url(), &short("15s")).await;
     voting(&proxy, 3).await;
     let mut client = proxy.client().await;
     // Held by the two nodes that stay, and by the one that goes.
-    let request = || proto::AcquireRequest { ttl: seconds(6), ..want("orders/42") };
+    let request = || proto::AcquireRequest { ttl: seconds(15), ..want("orders/42") };
     let held = granted(&mut client, request()).await;
 
     let began = Instant::now();
@@ -38,7 +38,7 @@ async fn an_empty_server_in_place_of_a_node_waits_its_time_however_long_it_has_b
     says(&table, &["quarantined", "until 20"]);
 
     // The other two go on.
-    let other = granted(&mut client, proto::AcquireRequest { ttl: seconds(6), ..want("orders/43") }).await;
+    let other = granted(&mut client, proto::AcquireRequest { ttl: seconds(15), ..want("orders/43") }).await;
     assert_eq!(release(&mut client, &other.lock_id).await, proto::ReleaseOutcome::Released);
     // One of them away, and there is no quorum, although two answer.
     cluster.nodes[2].stop();
@@ -60,7 +60,7 @@ async fn an_empty_server_in_place_of_a_node_waits_its_time_however_long_it_has_b
 
     voting(&proxy, 3).await;
     let waited = began.elapsed();
-    assert!(waited > Duration::from_secs(6), "it voted after {waited:?}");
+    assert!(waited > Duration::from_secs(15), "it voted after {waited:?}");
     println!("it votes again after {waited:?}");
     let lost = proxy.node(0).await.votes_lost;
     assert_eq!(proxy.metric_sum("redlock_node_votes_lost_total", "").await, lost as f64);
@@ -87,18 +87,18 @@ async fn a_new_cluster_works_at_once_if_people_say_that_it_is_new() {
 #[tokio::test]
 async fn without_a_word_a_new_cluster_is_taken_for_one_that_lost_everything() {
     let cluster = fresh(3);
-    let flags = [&short("4s")[..], &["--nodes-bootstrap", "wait"]].concat();
+    let flags = [&short("10s")[..], &["--nodes-bootstrap", "wait"]].concat();
     let began = Instant::now();
     let proxy = Proxy::start_unready(&cluster.urls(), &cluster.fence.url(), &flags).await;
     let status = until("a refusal that says why", || async {
-        let refused = proxy.client().await.acquire(proto::AcquireRequest { ttl: seconds(4), ..want("a") }).await.err()?;
+        let refused = proxy.client().await.acquire(proto::AcquireRequest { ttl: seconds(10), ..want("a") }).await.err()?;
         refused.message().contains("quarantined for another").then_some(refused)
     })
     .await;
     unavailable(&status, &["--nodes-bootstrap now"]);
     proxy.ready().await;
-    assert!(began.elapsed() > Duration::from_secs(4));
-    granted(&mut proxy.client().await, proto::AcquireRequest { ttl: seconds(4), ..want("a") }).await;
+    assert!(began.elapsed() > Duration::from_secs(10));
+    granted(&mut proxy.client().await, proto::AcquireRequest { ttl: seconds(10), ..want("a") }).await;
 }
 
 #[tokio::test]
