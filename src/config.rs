@@ -13,6 +13,7 @@ use std::time::Duration;
 use rustls::ClientConfig;
 
 use crate::engine::lease::{Ttl, TtlBounds};
+use crate::engine::line::LineBounds;
 use crate::engine::membership::{Charter, CounterKind};
 use crate::engine::preflight::UNSAFE;
 use crate::engine::quorum::{MAX_NODES, Quorum};
@@ -93,8 +94,10 @@ pub struct TlsFiles {
 pub struct Limits {
     /// Which TTLs a request may name.
     pub ttl: TtlBounds,
-    /// Requests served at a time.
+    /// Requests served at a time, those aside that wait for a lock.
     pub max_inflight: usize,
+    /// How many may wait for a lock.
+    pub waiters: LineBounds,
 }
 
 /// What is logged.
@@ -231,7 +234,14 @@ pub const KEYS: &[Key] = &[
     key("fencing.password_file", "", Shape::Text, "File with the password, if the URL holds none"),
     key("limits.default_ttl", "10s", Shape::Text, "The TTL of requests that name none"),
     key("limits.max_ttl", "5m", Shape::Text, "The longest TTL that a request may name, 10ms to 1h"),
-    key("limits.max_inflight", "10000", Shape::Number, "Requests served at a time, 1 to 1000000; more are RESOURCE_EXHAUSTED"),
+    key(
+        "limits.max_inflight",
+        "10000",
+        Shape::Number,
+        "Requests served at a time, those that wait for a lock aside, 1 to 1000000; more are RESOURCE_EXHAUSTED",
+    ),
+    key("limits.max_waiters_per_name", "10000", Shape::Number, "Callers in line for one lock, 1 to 1000000; likewise"),
+    key("limits.max_waiters", "100000", Shape::Number, "Callers in line for all locks together, 1 to 1000000; likewise"),
     key("log.level", "info", Shape::Text, "error, warn, info, debug or trace; or filters as in RUST_LOG"),
     key("log.format", "text", Shape::Text, "text or json"),
 ];
@@ -622,7 +632,11 @@ impl Reader<'_> {
         let max_ttl = self.ttl("limits.max_ttl", Ttl::LONGEST);
         let default_ttl = self.ttl("limits.default_ttl", max_ttl.unwrap_or(Ttl::LONGEST));
         let max_inflight = self.number("limits.max_inflight", 1, 1_000_000);
-        Some(Limits { ttl: TtlBounds { default: default_ttl?, longest: max_ttl? }, max_inflight: max_inflight? })
+        let per_name = self.number("limits.max_waiters_per_name", 1, 1_000_000);
+        let in_all = self.number("limits.max_waiters", 1, 1_000_000);
+        let ttl = TtlBounds { default: default_ttl?, longest: max_ttl? };
+        let waiters = LineBounds { per_name: per_name?, in_all: in_all? };
+        Some(Limits { ttl, max_inflight: max_inflight?, waiters })
     }
 
     fn log(&mut self) -> Option<Log> {

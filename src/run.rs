@@ -115,6 +115,7 @@ fn start(config: &Config, registry: &Registry, background: &mut JoinSet<()>) -> 
         key_prefix: config.nodes.key_prefix.clone(),
         drift: config.nodes.drift,
         max_inflight: config.limits.max_inflight,
+        waiters: config.limits.waiters,
     };
     let counter = match &config.fencing.address {
         // It may live on a lock node's server: it votes on nothing.

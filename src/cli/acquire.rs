@@ -55,15 +55,27 @@ pub async fn run(args: AcquireArgs) -> Result<ExitCode, CliError> {
         }
         Outcome::Contended(contended) => {
             let retry_after = millis(contended.retry_after);
-            let fields = object([
+            let mut fields = object([
                 ("outcome", json!("contended")),
                 ("name", json!(args.name)),
                 ("owner", json!(contended.owner)),
                 ("retry_after_ms", json!(retry_after)),
+                ("place_in_line", json!(contended.place_in_line)),
             ]);
+            if contended.expected_wait.is_some() {
+                fields.insert("expected_wait_ms".to_owned(), json!(millis(contended.expected_wait)));
+            }
             args.client.print(fields, || {
                 let owner = if contended.owner.is_empty() { "somebody else" } else { &contended.owner };
-                format!("contended: {} is held by {owner}; free in {} unless it is renewed", args.name, people(retry_after))
+                let line = match contended.place_in_line {
+                    0 => String::new(),
+                    before => format!("; {before} in line before you"),
+                };
+                format!(
+                    "contended: {} is held by {owner}; free in {} unless it is renewed{line}",
+                    args.name,
+                    people(retry_after)
+                )
             });
             Ok(ExitCode::CONFLICT)
         }

@@ -21,7 +21,7 @@ pub struct GetArgs {
 pub async fn run(args: GetArgs) -> Result<ExitCode, CliError> {
     let channel = args.client.connect(PATIENCE).await?;
     let request = GetRequest { name: args.name.clone() };
-    let GetResponse { state, votes } = LockServiceClient::new(channel).get(request).await?.into_inner();
+    let GetResponse { state, votes, waiters } = LockServiceClient::new(channel).get(request).await?.into_inner();
     let state = state.ok_or_else(unexpected)?;
     let mut fields = object([("outcome", json!("free")), ("name", json!(args.name))]);
     if let State::Held(holder) = &state {
@@ -32,6 +32,7 @@ pub async fn run(args: GetArgs) -> Result<ExitCode, CliError> {
             fields.insert("fencing_token".to_owned(), json!(token));
         }
     }
+    fields.insert("waiters".to_owned(), json!(waiters));
     fields.insert("votes".to_owned(), votes.iter().map(vote_json).collect());
     args.client.print(fields, || {
         let head = match &state {
@@ -42,7 +43,8 @@ pub async fn run(args: GetArgs) -> Result<ExitCode, CliError> {
                 format!("held: {} by {owner} for another {}{token}", args.name, people(millis(holder.time_left)))
             }
         };
-        votes.iter().fold(head, |text, vote| format!("{text}\n  {}", vote_text(vote)))
+        let line = if waiters == 0 { String::new() } else { format!("; {waiters} in line at this proxy") };
+        votes.iter().fold(head + &line, |text, vote| format!("{text}\n  {}", vote_text(vote)))
     });
     Ok(ExitCode::DONE)
 }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::engine::backoff::Backoff;
 use crate::engine::fencing::{Count, Counts, Token};
 use crate::engine::lease::{LockName, LockValue, Owner, RequestKey, Ttl};
+use crate::engine::line::Full;
 use crate::engine::quorum::NodeIndex;
 use crate::engine::reply::{Reply, WhyKind};
 use crate::engine::round::{AcquireRound, Loss, Step};
@@ -26,6 +27,7 @@ use crate::node::{Heard, Op};
 use super::buckets::bucket;
 use super::fence::TokenTo;
 use super::lock_id::LockId;
+use super::waiting::{InLine, LineView};
 use super::{Coordinator, Counter, NoQuorum, NodeWord};
 
 /// Between the tries of a caller that waits.
@@ -66,7 +68,11 @@ pub enum AcquireFailure {
         owner: Option<Owner>,
         /// When it may be free.
         retry_after: Duration,
+        /// Those who wait for it at this proxy.
+        line: LineView,
     },
+    /// Too many wait already.
+    LineFull(Full),
     /// Too few nodes replied.
     NoQuorum(NoQuorum),
     /// The fencing counter did not answer.
@@ -110,6 +116,13 @@ impl Grant {
         }
     }
 
+    /// What others are told meanwhile.
+    fn held(&self) -> AcquireFailure {
+        let ends = self.ballot.started + self.ballot.ttl.as_duration();
+        let retry_after = ends.saturating_duration_since(self.ballot.coordinator.env.now());
+        AcquireFailure::Contended { owner: self.ballot.owner.clone(), retry_after, line: LineView::default() }
+    }
+
     /// The answer has been written: from now on the lease is the client's.
     pub fn delivered(mut self) {
         self.delivered = true;
@@ -126,6 +139,7 @@ impl Drop for Grant {
                 return;
             }
             self.ballot.give_up();
+            self.ballot.coordinator.waiting.on_release(&self.ballot.name);
         }
     }
 }
@@ -133,6 +147,7 @@ impl Drop for Grant {
 /// Where the votes of one try are counted.
 struct Ballot {
     name: LockName,
+    owner: Option<Owner>,
     value: LockValue,
     ttl: Ttl,
     min_validity_ms: u64,
@@ -302,53 +317,116 @@ enum Tried {
     Abandoned,
 }
 
+impl Tried {
+    fn outcome(self) -> Option<Result<Grant, AcquireFailure>> {
+        match self {
+            Self::Granted(grant) => Some(Ok(grant)),
+            Self::Failed(failure) => Some(Err(failure)),
+            Self::Abandoned => None,
+        }
+    }
+}
+
 /// Tries until the lock is granted, the wait is over, or nobody waits any more.
 pub(super) async fn run(
     coordinator: Arc<Coordinator>,
     spec: AcquireSpec,
     mut answer: oneshot::Sender<Result<Grant, AcquireFailure>>,
 ) {
-    let waits = spec.wait > Duration::ZERO;
-    if waits {
-        coordinator.metrics.wait_begins();
-    }
-    let outcome = try_until(&coordinator, &spec, &mut answer).await;
-    if waits {
-        coordinator.metrics.wait_ends(coordinator.env.now() - spec.received);
-    }
+    let outcome = if spec.wait.is_zero() {
+        let mut outcome = one_try(&coordinator, &spec, &mut answer).await.outcome();
+        if let Some(Err(AcquireFailure::Contended { line, .. })) = &mut outcome {
+            *line = coordinator.waiting.view(&spec.name);
+        }
+        outcome
+    } else {
+        wait(&coordinator, &spec, &mut answer).await
+    };
     if let Some(outcome) = outcome {
         // A grant that comes back because nobody awaits it is dropped here, and so released.
         drop(answer.send(outcome));
     }
 }
 
-async fn try_until(
+async fn wait(
     coordinator: &Arc<Coordinator>,
     spec: &AcquireSpec,
+    answer: &mut oneshot::Sender<Result<Grant, AcquireFailure>>,
+) -> Option<Result<Grant, AcquireFailure>> {
+    let line = match InLine::join(coordinator, &spec.name) {
+        Ok(line) => line,
+        Err(full) => return Some(Err(AcquireFailure::LineFull(full))),
+    };
+    coordinator.metrics.wait_begins();
+    let mut outcome = stand_in_line(coordinator, spec, &line, answer).await;
+    if let Some(Err(AcquireFailure::Contended { line: view, .. })) = &mut outcome {
+        *view = line.view();
+    }
+    coordinator.metrics.wait_ends(coordinator.env.now() - spec.received);
+    outcome
+}
+
+/// Waits for its turn, and then tries whenever the lock may be free.
+async fn stand_in_line(
+    coordinator: &Arc<Coordinator>,
+    spec: &AcquireSpec,
+    line: &InLine,
     answer: &mut oneshot::Sender<Result<Grant, AcquireFailure>>,
 ) -> Option<Result<Grant, AcquireFailure>> {
     let useful = validity::longest_wait(spec.ttl, spec.min_validity_ms, coordinator.settings.drift);
     let wait_ends = spec.received + spec.wait.min(useful);
     let mut failures = 0;
+    // Known once it is the head.
+    let mut next_try = None;
     loop {
-        let failure = match one_try(coordinator, spec, answer).await {
-            Tried::Granted(grant) => return Some(Ok(grant)),
-            Tried::Abandoned => return None,
-            Tried::Failed(failure) => failure,
-        };
         let now = coordinator.env.now();
-        let final_failure = matches!(failure, AcquireFailure::Deadline | AcquireFailure::Draining);
-        if final_failure || now >= wait_ends {
-            return Some(Err(failure));
+        let released = line.take_released();
+        if line.place() > 0 {
+            if now >= wait_ends {
+                // Those before it have not got it either.
+                return Some(Err(unasked(coordinator, line)));
+            }
+        } else if let Some(news) = line.news().filter(|_| next_try.is_none() && !released && now < wait_ends) {
+            // A new head knows what the one before it knew.
+            failures = 1;
+            next_try = Some((now + pause(&news.aged(now), failures, coordinator.env.random())).min(wait_ends));
+        } else if released || next_try.is_none_or(|at| at <= now) {
+            let failure = match one_try(coordinator, spec, answer).await {
+                Tried::Granted(grant) => {
+                    line.granted(grant.held());
+                    return Some(Ok(grant));
+                }
+                Tried::Abandoned => return None,
+                Tried::Failed(failure) => failure,
+            };
+            line.failed(&failure);
+            let now = coordinator.env.now();
+            let final_failure = matches!(failure, AcquireFailure::Deadline | AcquireFailure::Draining);
+            if final_failure || now >= wait_ends {
+                return Some(Err(failure));
+            }
+            failures += 1;
+            next_try = Some((now + pause(&failure, failures, coordinator.env.random())).min(wait_ends));
         }
-        failures += 1;
-        let next_try = (now + pause(&failure, failures, coordinator.env.random())).min(wait_ends);
+        let until = next_try.unwrap_or(wait_ends).min(wait_ends);
         tokio::select! {
             biased;
             () = answer.closed() => return None,
             () = coordinator.draining.cancelled() => return Some(Err(AcquireFailure::Draining)),
-            () = coordinator.deadline(spec.deadline.filter(|at| *at <= next_try)) => return Some(Err(AcquireFailure::Deadline)),
-            () = coordinator.env.sleep_until(next_try) => {}
+            () = coordinator.deadline(spec.deadline.filter(|at| *at <= until)) => return Some(Err(AcquireFailure::Deadline)),
+            () = line.woken() => {}
+            () = coordinator.env.sleep_until(until) => {}
+        }
+    }
+}
+
+/// What somebody is told who has not asked the nodes: what the head of the line knows.
+fn unasked(coordinator: &Coordinator, line: &InLine) -> AcquireFailure {
+    match line.news() {
+        Some(news) => news.aged(coordinator.env.now()),
+        None => {
+            let retry_after = RETRY.delay(1, coordinator.env.random());
+            AcquireFailure::Contended { owner: None, retry_after, line: LineView::default() }
         }
     }
 }
@@ -378,7 +456,10 @@ async fn one_try(
         Tried::Failed(AcquireFailure::Contended { .. }) => AttemptOutcome::Contended,
         Tried::Failed(AcquireFailure::NoQuorum(_) | AcquireFailure::NoToken(_)) => AttemptOutcome::NoQuorum,
         Tried::Failed(AcquireFailure::TooLate { .. }) => AttemptOutcome::TooLate,
-        Tried::Failed(AcquireFailure::Deadline | AcquireFailure::Draining) | Tried::Abandoned => AttemptOutcome::Abandoned,
+        // Whoever found the line full tries nothing.
+        Tried::Failed(AcquireFailure::Deadline | AcquireFailure::Draining | AcquireFailure::LineFull(_)) | Tried::Abandoned => {
+            AttemptOutcome::Abandoned
+        }
     };
     coordinator.metrics.attempt(outcome);
     let left = mutant!("lost-attempt-is-left") && matches!(tried, Tried::Failed(_));
@@ -396,6 +477,7 @@ fn open(coordinator: &Arc<Coordinator>, spec: &AcquireSpec) -> Arc<Ballot> {
     let started = coordinator.env.now();
     let ballot = Arc::new_cyclic(|this| Ballot {
         name: spec.name.clone(),
+        owner: spec.owner.clone(),
         value: value.clone(),
         ttl: spec.ttl,
         min_validity_ms: spec.min_validity_ms,
@@ -519,7 +601,7 @@ fn lost(coordinator: &Coordinator, ballot: &Ballot, loss: Loss) -> AcquireFailur
                 Some(ms) => Duration::from_millis(ms),
                 None => RETRY.delay(1, coordinator.env.random()),
             };
-            AcquireFailure::Contended { owner: state.round.holder(), retry_after }
+            AcquireFailure::Contended { owner: state.round.holder(), retry_after, line: LineView::default() }
         }
     }
 }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::engine::lease::LockName;
+use crate::engine::line::LineBounds;
 use crate::engine::membership::Standing;
 use crate::engine::quorum::Quorum;
 use crate::engine::reply::WhyKind;
@@ -30,10 +31,12 @@ mod ledger;
 pub mod lock_id;
 pub mod observer;
 pub mod question;
+pub mod waiting;
 
 use attempt::{AcquireFailure, AcquireSpec, Grant};
 use fence::Fence;
 use ledger::Ledger;
+use waiting::WaitingRoom;
 
 /// What a coordinator has to know.
 #[derive(Clone, Debug)]
@@ -44,8 +47,10 @@ pub struct Settings {
     pub key_prefix: String,
     /// How differently clocks may run.
     pub drift: DriftFactor,
-    /// The most requests at a time.
+    /// The most requests at a time, those aside that wait for a lock.
     pub max_inflight: usize,
+    /// How many may wait for a lock.
+    pub waiters: LineBounds,
 }
 
 /// One proxy's view of the cluster. Cheap to share; keeps nothing of a lock that nobody is asking for.
@@ -59,6 +64,9 @@ pub struct Coordinator {
     tasks: TaskTracker,
     draining: CancellationToken,
     ledger: Ledger,
+    waiting: WaitingRoom,
+    /// Requests under way, and those of them that count for the bound.
+    requests: AtomicUsize,
     inflight: AtomicUsize,
     tries: AtomicU64,
 }
@@ -101,7 +109,9 @@ impl Coordinator {
         assert_eq!(links.len(), settings.quorum.nodes(), "a link for each configured node");
         // Rises over restarts of the proxy too, so that whoever looks at a node sees which try came last.
         let first_try = env.wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+        let waiting = WaitingRoom::new(settings.waiters, env.now());
         Arc::new(Self {
+            waiting,
             settings,
             links,
             counter,
@@ -111,6 +121,7 @@ impl Coordinator {
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             ledger: Ledger::default(),
+            requests: AtomicUsize::new(0),
             inflight: AtomicUsize::new(0),
             tries: AtomicU64::new(u64::try_from(first_try).unwrap_or_default()),
         })
@@ -127,11 +138,18 @@ impl Coordinator {
         answered.await.unwrap_or(Err(AcquireFailure::Draining))
     }
 
-    /// Lets a request in, or not if too many are being served.
-    pub fn admit(self: &Arc<Self>) -> Option<Admission> {
-        let admission = Admission(self.clone());
+    /// Lets a request in, or not if too many are being served. One that waits for a lock has a bound of its own, so that
+    /// waiters do not keep anybody from releasing.
+    pub fn admit(self: &Arc<Self>, waits: bool) -> Option<Admission> {
+        let admission = Admission { coordinator: self.clone(), waits };
         self.metrics.request_begins();
-        (self.inflight.fetch_add(1, Ordering::Relaxed) < self.settings.max_inflight).then_some(admission)
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        (waits || self.inflight.fetch_add(1, Ordering::Relaxed) < self.settings.max_inflight).then_some(admission)
+    }
+
+    /// How many wait for a name at this proxy.
+    pub fn waiters(&self, name: &LockName) -> usize {
+        self.waiting.view(name).before
     }
 
     /// The cap on requests at a time.
@@ -247,7 +265,7 @@ impl Coordinator {
     pub async fn drained(&self) {
         self.tasks.wait().await;
         let busy = |link: &Arc<Link>| link.is_up() && !link.is_idle();
-        while self.inflight.load(Ordering::Relaxed) > 0 || self.links.iter().any(busy) {
+        while self.requests.load(Ordering::Relaxed) > 0 || self.links.iter().any(busy) {
             self.env.sleep_until(self.env.now() + Duration::from_millis(5)).await;
         }
     }
@@ -320,11 +338,18 @@ impl ServerView {
 }
 
 /// A request that is being served.
-pub struct Admission(Arc<Coordinator>);
+pub struct Admission {
+    coordinator: Arc<Coordinator>,
+    waits: bool,
+}
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.0.inflight.fetch_sub(1, Ordering::Relaxed);
-        self.0.metrics.request_ends();
+        let coordinator = &self.coordinator;
+        coordinator.requests.fetch_sub(1, Ordering::Relaxed);
+        if !self.waits {
+            coordinator.inflight.fetch_sub(1, Ordering::Relaxed);
+        }
+        coordinator.metrics.request_ends();
     }
 }

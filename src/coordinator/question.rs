@@ -266,6 +266,8 @@ impl Coordinator {
         let key = self.key(&id.name);
         self.renewals.released(&id.value);
         self.ask(&question, self.env.now(), || Op::Release { key: key.clone(), value: id.value.clone() });
+        // What the next in line sends comes after that.
+        self.waiting.on_release(&id.name);
         self.ledger.forget(id);
         match question.answer().await {
             Verdict::Held => {

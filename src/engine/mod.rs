@@ -22,6 +22,7 @@ pub mod backoff;
 pub mod clock;
 pub mod fencing;
 pub mod lease;
+pub mod line;
 pub mod membership;
 pub mod preflight;
 pub mod quorum;

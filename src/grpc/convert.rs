@@ -9,6 +9,7 @@ use tonic::metadata::MetadataMap;
 use crate::coordinator::attempt::{AcquireSpec, Grant};
 use crate::coordinator::lock_id::LockId;
 use crate::coordinator::question::{Holding, Lease, Vote};
+use crate::coordinator::waiting::LineView;
 use crate::coordinator::{Condition, ServerView};
 use crate::engine::fencing::Token;
 use crate::engine::lease::{LockName, Owner, Ttl, TtlBounds};
@@ -205,13 +206,20 @@ pub fn granted(grant: &Grant, validity: Validity, served_for: Duration) -> proto
 }
 
 /// The answer to whoever found the lock taken.
-pub fn contended(owner: Option<Owner>, retry_after: Duration) -> proto::AcquireResponse {
+pub fn contended(owner: Option<Owner>, retry_after: Duration, line: LineView) -> proto::AcquireResponse {
     proto::AcquireResponse {
         outcome: Some(proto::acquire_response::Outcome::Contended(proto::Contended {
             owner: label(owner.as_ref()),
             retry_after: Some(proto_duration(retry_after)),
+            place_in_line: count(line.before),
+            expected_wait: line.expected.map(proto_duration),
         })),
     }
+}
+
+/// Of things that are bounded by a million.
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 fn label(owner: Option<&Owner>) -> String {
@@ -252,7 +260,7 @@ pub fn checked(lease: Lease, id: &LockId) -> proto::CheckResponse {
 }
 
 /// The answer to who holds a name.
-pub fn holding(holding: Holding) -> proto::GetResponse {
+pub fn holding(holding: Holding, waiters: usize) -> proto::GetResponse {
     use proto::get_response::State;
     let state = match &holding.held {
         None => State::Free(proto::Free {}),
@@ -263,7 +271,7 @@ pub fn holding(holding: Holding) -> proto::GetResponse {
         }),
     };
     let votes = holding.votes.into_iter().map(|(node, vote)| node_vote(&node, vote)).collect();
-    proto::GetResponse { state: Some(state), votes }
+    proto::GetResponse { state: Some(state), votes, waiters: count(waiters) }
 }
 
 fn node_vote(node: &str, vote: Vote) -> proto::NodeVote {

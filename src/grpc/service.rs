@@ -40,11 +40,25 @@ impl Service {
     where
         F: Future<Output = Answer<T>>,
     {
+        self.serve_or_queue(rpc, request, false, work).await
+    }
+
+    /// The same; `waits`: it may take long, and has a bound of its own.
+    async fn serve_or_queue<M, T, F>(
+        &self,
+        rpc: Rpc,
+        request: Request<M>,
+        waits: bool,
+        work: impl FnOnce(M, Times) -> F,
+    ) -> Result<T, Status>
+    where
+        F: Future<Output = Answer<T>>,
+    {
         let received = self.coordinator.now();
         let deadline = convert::deadline(request.metadata(), received);
         // Counted as cancelled if this future is dropped.
         let mut counted = Counted { coordinator: &self.coordinator, rpc, received, outcome: Outcome::Cancelled };
-        let answer = match self.coordinator.admit() {
+        let answer = match self.coordinator.admit(waits) {
             None => Err(overloaded(self.coordinator.max_inflight())),
             Some(_admission) => {
                 let times = Times { received, deadline };
@@ -72,8 +86,8 @@ impl Service {
         let ttl = spec.ttl;
         let grant = match self.coordinator.acquire(spec).await {
             Ok(grant) => grant,
-            Err(AcquireFailure::Contended { owner, retry_after }) => {
-                return Ok((Response::new(convert::contended(owner, retry_after)), Outcome::Contended));
+            Err(AcquireFailure::Contended { owner, retry_after, line }) => {
+                return Ok((Response::new(convert::contended(owner, retry_after, line)), Outcome::Contended));
             }
             Err(failure) => return Err(acquire_failure(failure)),
         };
@@ -113,7 +127,8 @@ impl Drop for Counted<'_> {
 #[tonic::async_trait]
 impl LockService for Service {
     async fn acquire(&self, request: Request<proto::AcquireRequest>) -> Result<Response<proto::AcquireResponse>, Status> {
-        self.serve(Rpc::Acquire, request, |message, times| self.try_acquire(message, times)).await
+        let waits = request.get_ref().wait.is_some_and(|wait| wait.seconds > 0 || wait.nanos > 0);
+        self.serve_or_queue(Rpc::Acquire, request, waits, |message, times| self.try_acquire(message, times)).await
     }
 
     async fn release(&self, request: Request<proto::ReleaseRequest>) -> Result<Response<proto::ReleaseResponse>, Status> {
@@ -148,9 +163,10 @@ impl LockService for Service {
 
     async fn get(&self, request: Request<proto::GetRequest>) -> Result<Response<proto::GetResponse>, Status> {
         let answer = self.serve(Rpc::Get, request, async |message, _| {
-            let holding = self.coordinator.get(&convert::name(&message.name)?).await?;
+            let name = convert::name(&message.name)?;
+            let holding = self.coordinator.get(&name).await?;
             let outcome = if holding.held.is_some() { Outcome::Held } else { Outcome::Free };
-            Ok((convert::holding(holding), outcome))
+            Ok((convert::holding(holding, self.coordinator.waiters(&name)), outcome))
         });
         answer.await.map(Response::new)
     }

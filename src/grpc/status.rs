@@ -8,6 +8,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::coordinator::attempt::AcquireFailure;
 use crate::coordinator::{NoQuorum, NodeWord};
+use crate::engine::line::Full;
 use crate::metrics::Outcome;
 
 use super::convert::BadField;
@@ -67,6 +68,7 @@ pub fn acquire_failure(failure: AcquireFailure) -> Failure {
             unavailable("SHUTTING_DOWN", "this proxy is shutting down; ask another one".to_owned(), Vec::new())
         }
         AcquireFailure::Deadline => deadline_exceeded(),
+        AcquireFailure::LineFull(full) => line_full(full),
         // Not an error; the service answers it before it comes here.
         AcquireFailure::Contended { .. } => unavailable("CONTENDED", "held by somebody else".to_owned(), Vec::new()),
     }
@@ -82,9 +84,27 @@ pub fn deadline_exceeded() -> Failure {
 
 /// Too many requests in flight.
 pub fn overloaded(max_inflight: usize) -> Failure {
-    let mut details = ErrorDetails::new();
-    details.set_retry_info(Some(RETRY_AFTER));
     let message = format!("{max_inflight} requests are in flight at this proxy (limits.max_inflight); nothing was done");
+    exhausted(message, RETRY_AFTER)
+}
+
+/// Too many wait.
+fn line_full(full: Full) -> Failure {
+    let (message, expected) = match full {
+        Full::Line { waiters, expected } => (
+            format!("{waiters} callers wait for this lock at this proxy (limits.max_waiters_per_name); nothing was done"),
+            expected,
+        ),
+        Full::All { waiters } => {
+            (format!("{waiters} callers wait for locks at this proxy (limits.max_waiters); nothing was done"), None)
+        }
+    };
+    exhausted(message, expected.unwrap_or_default().max(RETRY_AFTER))
+}
+
+fn exhausted(message: String, retry_after: Duration) -> Failure {
+    let mut details = ErrorDetails::new();
+    details.set_retry_info(Some(retry_after));
     let status = Status::with_error_details(Code::ResourceExhausted, message, details);
     Failure { outcome: Outcome::ResourceExhausted, status }
 }

@@ -14,6 +14,7 @@ use redlockd::coordinator::ceiling::Ceilings;
 use redlockd::coordinator::fence::Fence;
 use redlockd::coordinator::{Coordinator, Counter, Settings};
 use redlockd::engine::lease::{LockName, LockValue, Owner, Ttl};
+use redlockd::engine::line::{Full, LineBounds};
 use redlockd::engine::membership::{Charter, CounterKind};
 use redlockd::engine::quorum::Quorum;
 use redlockd::engine::validity::{DriftFactor, Validity};
@@ -34,6 +35,8 @@ struct State {
     server: Server,
     delay: Duration,
     asked_for_tokens_at: Vec<Instant>,
+    /// How many SETs came.
+    sets: usize,
 }
 
 /// The clocks of the nodes stand still: no key ends by itself, so what is left behind is seen.
@@ -44,7 +47,7 @@ impl Handle {
     fn new(name: &str) -> Self {
         let mut server = Server::new(name);
         server.call(NODES_NOW, &[], ScriptBy::Text).unwrap();
-        let state = State { server, delay: Duration::ZERO, asked_for_tokens_at: Vec::new() };
+        let state = State { server, delay: Duration::ZERO, asked_for_tokens_at: Vec::new(), sets: 0 };
         Self(Arc::new(Mutex::new(state)))
     }
 
@@ -85,6 +88,7 @@ impl Connection for Handle {
             if batch.iter().any(|op| matches!(op, Op::Tokens { .. })) {
                 state.asked_for_tokens_at.push(Instant::now());
             }
+            state.sets += batch.iter().filter(|op| matches!(op, Op::Acquire { .. })).count();
             (state.server.call(NODES_NOW, batch, by), state.delay)
         });
         Box::pin(async move {
@@ -136,6 +140,7 @@ async fn world(count: usize) -> World {
         key_prefix: "lock:".to_owned(),
         drift: DriftFactor::DEFAULT,
         max_inflight: 100,
+        waiters: LineBounds { per_name: 100, in_all: 1_000 },
     };
     // Nobody has a seat in it: here every node votes.
     let charter = Charter {
@@ -267,7 +272,7 @@ async fn a_quorum_of_refusals_ends_it_and_every_other_node_is_cleaned_up() {
     let start = Instant::now();
     let failure = world.acquire(spec(10_000)).await.err().unwrap();
     assert_eq!(ms_since(start), 20, "not with the slow ones");
-    let AcquireFailure::Contended { owner, retry_after } = failure else { panic!("{failure:?}") };
+    let AcquireFailure::Contended { owner, retry_after, .. } = failure else { panic!("{failure:?}") };
     assert_eq!(owner, Owner::new("somebody").unwrap());
     assert_eq!(retry_after, Duration::from_millis(500));
     assert!(!world.nodes[3].is_empty() && !world.nodes[4].is_empty(), "the SETs of the slow ones have landed");
@@ -393,4 +398,150 @@ async fn a_ceiling_is_read_from_a_quorum_and_stored_on_one() {
         text.unwrap() == format!("{raised} f").into_bytes()
     });
     assert!(stored);
+}
+
+/// Wants to wait in line for a lease that outlasts the test.
+fn waiting() -> AcquireSpec {
+    AcquireSpec { wait: Duration::from_secs(3_000), received: Instant::now(), ..spec(300_000) }
+}
+
+/// Callers in line, one after the other; what each got, in the order in which they got it.
+struct Queue {
+    done: Arc<Mutex<Vec<(usize, Result<Grant, AcquireFailure>)>>>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Queue {
+    async fn of(world: &World, count: usize) -> Self {
+        let done: Arc<Mutex<Vec<_>>> = Arc::default();
+        let mut tasks = Vec::new();
+        for number in 0..count {
+            let (coordinator, done, spec) = (world.coordinator.clone(), done.clone(), waiting());
+            tasks.push(tokio::spawn(async move {
+                let outcome = coordinator.acquire(spec).await;
+                done.lock().unwrap().push((number, outcome));
+            }));
+            while world.coordinator.waiters(&waiting().name) <= number {
+                tokio::task::yield_now().await;
+            }
+        }
+        Self { done, tasks }
+    }
+
+    fn order(&self) -> Vec<usize> {
+        self.done.lock().unwrap().iter().map(|(number, _)| *number).collect()
+    }
+
+    /// Whoever got the lock last.
+    fn pop(&self) -> Option<Grant> {
+        self.done.lock().unwrap().iter_mut().last().and_then(|(_, outcome)| {
+            let taken = std::mem::replace(outcome, Err(AcquireFailure::Deadline));
+            taken.ok()
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_who_wait_cost_the_nodes_as_much_as_one() {
+    let mut sets = Vec::new();
+    for waiters in [1, 90] {
+        let world = world(3).await;
+        let held = world.acquire(spec(300_000)).await.ok().unwrap();
+        let before = world.nodes[0].with(|state| state.sets);
+        let queue = Queue::of(&world, waiters).await;
+        sleep(Duration::from_secs(20)).await;
+        sets.push(world.nodes[0].with(|state| state.sets) - before);
+        assert!(queue.order().is_empty());
+        drop(held);
+    }
+    println!("SETs at a node in 20 s: {sets:?}");
+    assert!(sets[0] > 10 && sets[1] <= 2 * sets[0], "{sets:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lock_goes_through_the_line_in_order_as_soon_as_it_is_released() {
+    let world = world(3).await;
+    world.set_delays(&[1, 1, 1]);
+    world.fence.set_delay(1);
+    let held = world.acquire(spec(300_000)).await.ok().unwrap();
+    let queue = Queue::of(&world, 12).await;
+    let mut released = Instant::now();
+    drop(held);
+    for turn in 0..12 {
+        while queue.order().len() <= turn {
+            sleep(Duration::from_micros(100)).await;
+        }
+        // The clean-up, the SET behind it, and the token.
+        assert!(released.elapsed() <= Duration::from_millis(5), "turn {turn} after {:?}", released.elapsed());
+        let grant = queue.pop().unwrap();
+        // Nobody asks for what is held.
+        sleep(Duration::from_millis(3)).await;
+        released = Instant::now();
+        drop(grant);
+    }
+    assert_eq!(queue.order(), (0..12).collect::<Vec<_>>());
+    assert_eq!(world.leftovers().await, Vec::<usize>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_leaves_the_line_makes_room_for_the_next_one() {
+    let world = world(3).await;
+    let held = world.acquire(spec(300_000)).await.ok().unwrap();
+    let queue = Queue::of(&world, 6).await;
+    let name = waiting().name;
+    // The head, one in the middle, and the last one.
+    for (gone, left) in [(0, 5), (3, 4), (5, 3)] {
+        queue.tasks[gone].abort();
+        while world.coordinator.waiters(&name) > left {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+    drop(held);
+    for _ in 0..3 {
+        let grant = loop {
+            match queue.pop() {
+                Some(grant) => break grant,
+                None => sleep(Duration::from_millis(1)).await,
+            }
+        };
+        drop(grant);
+    }
+    assert_eq!(queue.order(), [1, 2, 4]);
+    assert_eq!(world.coordinator.waiters(&name), 0);
+    assert_eq!(world.leftovers().await, Vec::<usize>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_ends_behind_others_says_who_holds_the_lock_and_how_many_are_before() {
+    let world = world(3).await;
+    let mine = AcquireSpec { owner: Owner::new("the holder").unwrap(), ..spec(300_000) };
+    let held = world.acquire(mine).await.ok().unwrap();
+    let _queue = Queue::of(&world, 7).await;
+    let brief = AcquireSpec { wait: Duration::from_secs(1), ..waiting() };
+    let start = Instant::now();
+    for brief in [brief, AcquireSpec { wait: Duration::ZERO, ..waiting() }] {
+        let failure = world.acquire(brief).await.err().unwrap();
+        let AcquireFailure::Contended { owner, retry_after, line } = failure else { panic!("{failure:?}") };
+        assert_eq!(owner, Owner::new("the holder").unwrap());
+        assert!(retry_after > Duration::from_millis(400), "{retry_after:?}");
+        assert_eq!((line.before, line.expected), (7, None));
+    }
+    assert_eq!(start.elapsed().as_secs(), 1);
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_line_refuses_at_once() {
+    let world = world(3).await;
+    let held = world.acquire(spec(300_000)).await.ok().unwrap();
+    let _queue = Queue::of(&world, 100).await;
+    let start = Instant::now();
+    let failure = world.acquire(waiting()).await.err().unwrap();
+    assert_eq!(failure, AcquireFailure::LineFull(Full::Line { waiters: 100, expected: None }));
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    // Another name has a line of its own, and a try stands in none.
+    let other = AcquireSpec { name: LockName::new("b").unwrap(), ..waiting() };
+    assert!(world.acquire(other).await.is_ok());
+    assert!(matches!(world.acquire(spec(1_000)).await, Err(AcquireFailure::Contended { .. })));
+    drop(held);
 }

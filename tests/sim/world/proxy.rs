@@ -13,6 +13,7 @@ use redlockd::coordinator::lock_id::LockId;
 use redlockd::coordinator::question::{Lease, Released};
 use redlockd::coordinator::{Coordinator, Counter, Settings};
 use redlockd::engine::lease::{LockName, Ttl};
+use redlockd::engine::line::LineBounds;
 use redlockd::engine::membership::CounterKind;
 use redlockd::engine::quorum::Quorum;
 use redlockd::engine::validity::{DriftFactor, Validity};
@@ -115,7 +116,9 @@ impl Proxy {
         };
         let links: Vec<Arc<Link>> =
             (0..nodes).map(|node| link(node, node, world.size.node_timeout, Some(Seat::new(&roster, node)))).collect();
-        let settings = Settings { quorum, key_prefix: "lock:".to_owned(), drift: DriftFactor::DEFAULT, max_inflight: 1_000 };
+        let waiters = LineBounds { per_name: 100, in_all: 1_000 };
+        let (key_prefix, drift) = ("lock:".to_owned(), DriftFactor::DEFAULT);
+        let settings = Settings { quorum, key_prefix, drift, max_inflight: 1_000, waiters };
         let counter = match world.size.counter {
             CounterKind::Designated => {
                 let fence = link(0, nodes, FENCE_TIMEOUT, None);
@@ -199,7 +202,7 @@ impl Proxy {
             received,
             deadline: None,
         };
-        let _admission = self.coordinator.admit().expect("fewer clients than that");
+        let _admission = self.coordinator.admit(!want.wait.is_zero()).expect("fewer clients than that");
         let outcome = tokio::select! {
             biased;
             outcome = self.coordinator.acquire(spec) => outcome,
@@ -269,7 +272,7 @@ impl Proxy {
     pub async fn release(&self, id: &LockId) -> Result<Released, &'static str> {
         let entered = self.enter(format!("release {}", id.name.as_str()), SLACK);
         self.shared.state().released.entry(id.value.as_str().to_owned()).or_default().insert(self.number);
-        let _admission = self.coordinator.admit().expect("fewer clients than that");
+        let _admission = self.coordinator.admit(false).expect("fewer clients than that");
         let outcome = self.coordinator.release(id).await.map_err(|_| "no quorum");
         drop(entered);
         if outcome == Ok(Released::Released) {
@@ -282,7 +285,7 @@ impl Proxy {
     pub async fn renew(&self, id: &LockId, ttl: Ttl) -> Result<Lease, &'static str> {
         let received = self.coordinator.now();
         let entered = self.enter(format!("renew {}", id.name.as_str()), SLACK);
-        let _admission = self.coordinator.admit().expect("fewer clients than that");
+        let _admission = self.coordinator.admit(false).expect("fewer clients than that");
         let outcome = self.coordinator.renew(id, ttl, received).await.map_err(|_| "no quorum");
         drop(entered);
         outcome
@@ -292,7 +295,7 @@ impl Proxy {
     pub async fn check(&self, id: &LockId) -> Result<Lease, &'static str> {
         let received: Instant = self.coordinator.now();
         let entered = self.enter(format!("check {}", id.name.as_str()), SLACK);
-        let _admission = self.coordinator.admit().expect("fewer clients than that");
+        let _admission = self.coordinator.admit(false).expect("fewer clients than that");
         let outcome = self.coordinator.check(id, received).await.map_err(|_| "no quorum");
         drop(entered);
         outcome
@@ -339,6 +342,7 @@ fn is_superseded(landed: &BTreeMap<String, Vec<At>>, value: &str) -> bool {
 fn label(failure: &AcquireFailure) -> &'static str {
     match failure {
         AcquireFailure::Contended { .. } => "contended",
+        AcquireFailure::LineFull(_) => "line full",
         AcquireFailure::NoQuorum(_) => "no quorum",
         AcquireFailure::NoToken(_) => "no token",
         AcquireFailure::TooLate { .. } => "too late",
