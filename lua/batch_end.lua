@@ -11,7 +11,7 @@ while key < #keys do
   at = at + 2
   for _ = 1, count do
     key = key + 1
-    local ok, result = pcall(operation, keys[key], args[at], args[at + 1], args[at + 2])
+    local ok, result = pcall(operation, keys[key], args[at], args[at + 1], args[at + 2], args[at + 3])
     if not ok then
       result = type(result) == 'table' and result.err or tostring(result)
     end

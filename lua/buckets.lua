@@ -22,17 +22,21 @@ local function base()
   return tonumber(found)
 end
 
-arity.Q = 3
-operations.Q = function(key, value, ttl, bucket)
-  local least = base()
-  local reply = operations.A(key, value, ttl)
-  if reply ~= 1 then return reply end
+local function count(bucket, least)
   local number = call('HINCRBY', counters, bucket, 1)
   if number <= least then
     number = least + 1
     call('HSET', counters, bucket, string.format('%.0f', number))
   end
-  return {number}
+  return number
+end
+
+arity.Q = 3
+operations.Q = function(key, value, ttl, bucket)
+  local least = base()
+  local reply = operations.A(key, value, ttl)
+  if reply ~= 1 then return reply end
+  return {count(bucket, least)}
 end
 
 local function lift(bucket, number)

@@ -152,6 +152,7 @@ pub struct Metrics {
     hold_seconds: Histogram,
     wait_seconds: Histogram,
     waiters: Gauge,
+    handovers: Counter,
     renewals: Vec<Counter>,
     leases_lost: Vec<Counter>,
     quorum_margin: Gauge,
@@ -190,6 +191,7 @@ impl Metrics {
             hold_seconds: histogram!("redlock_hold_duration_seconds"),
             wait_seconds: histogram!("redlock_wait_duration_seconds"),
             waiters: gauge!("redlock_waiters"),
+            handovers: counter!("redlock_handovers_total"),
             renewals: one_per(RenewalOutcome::ALL, |label| counter!("redlock_renewals_total", "outcome" => label)),
             leases_lost: one_per(LossReason::ALL, |label| counter!("redlock_leases_lost_total", "reason" => label)),
             quorum_margin: gauge!("redlock_quorum_margin"),
@@ -232,6 +234,11 @@ impl Metrics {
     /// A caller begins to wait for a lock.
     pub fn wait_begins(&self) {
         self.waiters.increment(1.0);
+    }
+
+    /// A lock went from its holder to the next in line.
+    pub fn handed_over(&self) {
+        self.handovers.increment(1);
     }
 
     /// A caller has stopped waiting, with or without the lock.
@@ -405,7 +412,8 @@ pub const CATALOGUE: &[(&str, Kind, &str)] = &[
     ("redlock_acquire_duration_seconds", Kind::Seconds, "Time from the receipt of an Acquire to its answer, by outcome."),
     ("redlock_validity_left_ratio", Kind::Ratio, "Validity at the grant as a part of the TTL."),
     ("redlock_hold_duration_seconds", Kind::Seconds, "Time from grant to release, by the wall clocks of the proxies."),
-    ("redlock_waiters", Kind::Gauge, "Callers that wait for a lock."),
+    ("redlock_waiters", Kind::Gauge, "Callers that stand in line for a lock."),
+    ("redlock_handovers_total", Kind::Counter, "Grants that came with the release of the holder before, in one round trip."),
     ("redlock_wait_duration_seconds", Kind::Seconds, "Time that callers with a wait spent on it, with or without success."),
     ("redlock_renewals_total", Kind::Counter, "Renewals, by outcome."),
     ("redlock_leases_lost_total", Kind::Counter, "Leases found lost at a renewal, by reason."),

@@ -20,18 +20,21 @@ use crate::engine::reply::{Reply, WhyKind};
 use crate::engine::round::{AcquireRound, Loss, Step};
 use crate::engine::validity::{self, Spent, Validity};
 use crate::metrics::AttemptOutcome;
-use crate::node::link::STALL_GRACE;
+use crate::node::link::{Link, STALL_GRACE};
 use crate::node::mailbox::{Place, ReplyTo};
 use crate::node::{Heard, Op};
 
 use super::buckets::bucket;
 use super::fence::TokenTo;
 use super::lock_id::LockId;
-use super::waiting::{InLine, LineView};
+use super::waiting::{Call, InLine, LineView};
 use super::{Coordinator, Counter, NoQuorum, NodeWord};
 
 /// Between the tries of a caller that waits.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(250));
+
+/// What the head of a line waits for others to have their turn.
+const YIELD: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(10));
 
 /// The shortest time that an attempt waits for its votes.
 const SHORTEST_VOTE: Duration = Duration::from_millis(5);
@@ -134,18 +137,13 @@ impl Grant {
 impl Drop for Grant {
     fn drop(&mut self) {
         if !self.delivered {
-            self.ballot.coordinator.metrics.attempt(AttemptOutcome::Abandoned);
-            if mutant!("grant-without-receiver-is-left") {
-                return;
-            }
-            self.ballot.give_up();
-            self.ballot.coordinator.waiting.on_release(&self.ballot.name);
+            self.ballot.abandon();
         }
     }
 }
 
 /// Where the votes of one try are counted.
-struct Ballot {
+pub(super) struct Ballot {
     name: LockName,
     owner: Option<Owner>,
     value: LockValue,
@@ -155,6 +153,8 @@ struct Ballot {
     started: Instant,
     /// How often our machine had slept by then.
     sleeps: u64,
+    /// It inherits the lock from somebody who releases it.
+    inherits: bool,
     coordinator: Arc<Coordinator>,
     this: Weak<Self>,
     state: Mutex<BallotState>,
@@ -165,9 +165,25 @@ struct BallotState {
     round: AcquireRound,
     /// With the quorum counter: what the nodes counted.
     counts: Option<Counts>,
+    /// Nodes that had the released value, and have ours in its place.
+    swapped: usize,
+    early: Early,
     /// Reserved in each mailbox for the release that may be needed.
     places: Vec<Option<Place>>,
     result: Option<VoteResult>,
+}
+
+/// The token of a ballot that inherits: asked for together with the votes. If a quorum had the released value, nobody else can
+/// have held the lock in between, so it is above all earlier ones (protocol section 5); else it is not used.
+#[derive(Default)]
+enum Early {
+    /// Not asked for.
+    #[default]
+    No,
+    Asked,
+    Came(Result<Token, WhyKind>),
+    /// A quorum had the released value, and waits for the token.
+    Awaited,
 }
 
 /// How a vote ended.
@@ -189,6 +205,7 @@ impl Ballot {
             Step::GiveUp(loss) => self.conclude(VoteResult::Lost(loss)),
             // The ballot is alive: whoever calls this holds it.
             Step::Grant => match (&self.coordinator.counter, self.this.upgrade()) {
+                (Counter::Designated(_), Some(_)) if self.takes_early_token() => {}
                 (Counter::Designated(fence), Some(this)) => fence.request(this),
                 (Counter::Quorum, Some(this)) => {
                     let count = self.lock().counts.as_mut().map(Counts::on_quorum);
@@ -224,6 +241,26 @@ impl Ballot {
         }
     }
 
+    /// Whether the token that was asked for together with the votes is the one. If it is there, this was it.
+    fn takes_early_token(&self) -> bool {
+        let token = {
+            let state = &mut *self.lock();
+            if !self.coordinator.settings.quorum.reached(state.swapped) {
+                return false;
+            }
+            match std::mem::take(&mut state.early) {
+                Early::No => return false,
+                Early::Came(token) => token,
+                Early::Asked | Early::Awaited => {
+                    state.early = Early::Awaited;
+                    return true;
+                }
+            }
+        };
+        self.conclude(VoteResult::Quorum(token));
+        true
+    }
+
     fn conclude(&self, result: VoteResult) {
         self.lock().result = Some(result);
         self.decided.notify_one();
@@ -238,6 +275,16 @@ impl Ballot {
         let spent = Spent::between(self.received, self.started, now);
         let left = validity::validity(self.ttl, spent, self.coordinator.settings.drift)?;
         (left.as_millis() >= self.min_validity_ms).then_some(left)
+    }
+
+    /// Nobody wants it any more: given up, and the next in line has its turn.
+    pub fn abandon(self: &Arc<Self>) {
+        self.coordinator.metrics.attempt(AttemptOutcome::Abandoned);
+        if mutant!("grant-without-receiver-is-left") {
+            return;
+        }
+        self.give_up();
+        self.coordinator.waiting.on_freed(&self.name);
     }
 
     /// Releases every node that may hold the value; takes back what has not been sent.
@@ -271,8 +318,11 @@ impl ReplyTo for Ballot {
     fn on_reply(&self, node: NodeIndex, reply: Reply, _: Option<Heard>) {
         let step = {
             let state = &mut *self.lock();
-            if let Reply::Counted { number } = reply {
+            if let Reply::Counted { number } | Reply::HandedOver { number: Some(number), no_vote: None, .. } = reply {
                 state.counts.iter_mut().for_each(|counts| counts.on_yes(node, number));
+            }
+            if let Reply::HandedOver { released: true, no_vote: None, .. } = reply {
+                state.swapped += 1;
             }
             state.round.on_reply(node, reply)
         };
@@ -295,6 +345,43 @@ impl ReplyTo for Raise {
 impl TokenTo for Ballot {
     fn on_token(&self, token: Result<Token, WhyKind>) {
         self.conclude(VoteResult::Quorum(token));
+    }
+}
+
+/// The token that a ballot asked for before it had its quorum.
+struct EarlyToken(Arc<Ballot>);
+
+impl TokenTo for EarlyToken {
+    fn on_token(&self, token: Result<Token, WhyKind>) {
+        let state = &mut *self.0.lock();
+        if let Early::Awaited = state.early {
+            state.result = Some(VoteResult::Quorum(token));
+            self.0.decided.notify_one();
+        } else {
+            state.early = Early::Came(token);
+        }
+    }
+}
+
+/// A lock on its way from whoever releases it to whoever waits for it: one operation on each node is the end of the one
+/// lease, and a vote for the other.
+struct HandOver {
+    ballot: Arc<Ballot>,
+    release: Arc<dyn ReplyTo>,
+}
+
+impl ReplyTo for HandOver {
+    fn on_sending(&self, node: NodeIndex) -> bool {
+        self.ballot.on_sending(node)
+    }
+
+    fn for_release(&self) -> Option<Arc<dyn ReplyTo>> {
+        Some(self.release.clone())
+    }
+
+    fn on_reply(&self, node: NodeIndex, reply: Reply, heard: Option<Heard>) {
+        self.release.on_reply(node, reply.clone(), heard);
+        self.ballot.on_reply(node, reply, heard);
     }
 }
 
@@ -353,7 +440,7 @@ async fn wait(
     spec: &AcquireSpec,
     answer: &mut oneshot::Sender<Result<Grant, AcquireFailure>>,
 ) -> Option<Result<Grant, AcquireFailure>> {
-    let line = match InLine::join(coordinator, &spec.name) {
+    let line = match InLine::join(coordinator, spec) {
         Ok(line) => line,
         Err(full) => return Some(Err(AcquireFailure::LineFull(full))),
     };
@@ -374,49 +461,95 @@ async fn stand_in_line(
     answer: &mut oneshot::Sender<Result<Grant, AcquireFailure>>,
 ) -> Option<Result<Grant, AcquireFailure>> {
     let useful = validity::longest_wait(spec.ttl, spec.min_validity_ms, coordinator.settings.drift);
-    let wait_ends = spec.received + spec.wait.min(useful);
-    let mut failures = 0;
-    // Known once it is the head.
-    let mut next_try = None;
+    let mut patience = Patience { wait_ends: spec.received + spec.wait.min(useful), failures: 0, next_try: None };
     loop {
-        let now = coordinator.env.now();
-        let released = line.take_released();
-        if line.place() > 0 {
-            if now >= wait_ends {
-                // Those before it have not got it either.
-                return Some(Err(unasked(coordinator, line)));
-            }
-        } else if let Some(news) = line.news().filter(|_| next_try.is_none() && !released && now < wait_ends) {
-            // A new head knows what the one before it knew.
-            failures = 1;
-            next_try = Some((now + pause(&news.aged(now), failures, coordinator.env.random())).min(wait_ends));
-        } else if released || next_try.is_none_or(|at| at <= now) {
-            let failure = match one_try(coordinator, spec, answer).await {
-                Tried::Granted(grant) => {
-                    line.granted(grant.held());
-                    return Some(Ok(grant));
+        let until = match turn(coordinator, spec, line, &mut patience) {
+            Turn::Wait(until) => until,
+            Turn::Over(failure) => return Some(Err(failure)),
+            Turn::Try(ballot) => {
+                let failure = match finish(coordinator, spec, ballot, answer).await {
+                    Tried::Granted(grant) => {
+                        line.granted(grant.held());
+                        return Some(Ok(grant));
+                    }
+                    Tried::Abandoned => return None,
+                    Tried::Failed(failure) => failure,
+                };
+                line.failed(&failure);
+                let now = coordinator.env.now();
+                if matches!(failure, AcquireFailure::Deadline | AcquireFailure::Draining) || now >= patience.wait_ends {
+                    return Some(Err(failure));
                 }
-                Tried::Abandoned => return None,
-                Tried::Failed(failure) => failure,
-            };
-            line.failed(&failure);
-            let now = coordinator.env.now();
-            let final_failure = matches!(failure, AcquireFailure::Deadline | AcquireFailure::Draining);
-            if final_failure || now >= wait_ends {
-                return Some(Err(failure));
+                patience.after(&failure, now, coordinator.env.random());
+                patience.next_try
             }
-            failures += 1;
-            next_try = Some((now + pause(&failure, failures, coordinator.env.random())).min(wait_ends));
-        }
-        let until = next_try.unwrap_or(wait_ends).min(wait_ends);
+        };
+        let deadline = spec.deadline.filter(|at| until.is_none_or(|until| *at <= until));
         tokio::select! {
             biased;
             () = answer.closed() => return None,
             () = coordinator.draining.cancelled() => return Some(Err(AcquireFailure::Draining)),
-            () = coordinator.deadline(spec.deadline.filter(|at| *at <= until)) => return Some(Err(AcquireFailure::Deadline)),
+            () = coordinator.deadline(deadline) => return Some(Err(AcquireFailure::Deadline)),
             () = line.woken() => {}
-            () = coordinator.env.sleep_until(until) => {}
+            () = coordinator.deadline(until) => {}
         }
+    }
+}
+
+/// How long somebody in line waits, and for what.
+struct Patience {
+    wait_ends: Instant,
+    /// In a row.
+    failures: u32,
+    /// Known once it is the head.
+    next_try: Option<Instant>,
+}
+
+impl Patience {
+    /// The lock could not be had.
+    fn after(&mut self, failure: &AcquireFailure, now: Instant, random: u64) {
+        self.failures += 1;
+        self.next_try = Some((now + pause(failure, self.failures, random)).min(self.wait_ends));
+    }
+}
+
+/// What somebody in line does next.
+enum Turn {
+    /// Wait for a call, or until then.
+    Wait(Option<Instant>),
+    /// Await the votes of a ballot.
+    Try(Arc<Ballot>),
+    /// Wait no longer.
+    Over(AcquireFailure),
+}
+
+fn turn(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, line: &InLine, patience: &mut Patience) -> Turn {
+    let now = coordinator.env.now();
+    let call = line.take_call();
+    if let Call::Handed(ballot) = call {
+        return Turn::Try(ballot);
+    }
+    if line.place() > 0 && !mutant!("everybody-in-line-tries") {
+        // Those before it have not got it either.
+        let over = now >= patience.wait_ends;
+        return if over { Turn::Over(unasked(coordinator, line)) } else { Turn::Wait(Some(patience.wait_ends)) };
+    }
+    let released = matches!(call, Call::Released);
+    let is_new = patience.next_try.is_none() && !released && now < patience.wait_ends;
+    if let Call::Yield = call {
+        patience.failures = 0;
+        patience.next_try = Some((now + YIELD.delay(1, coordinator.env.random())).min(patience.wait_ends));
+    } else if let Some(news) = line.news().filter(|_| is_new) {
+        // A new head knows what the one before it knew.
+        patience.after(&news.aged(now), now, coordinator.env.random());
+    }
+    if !released && patience.next_try.is_some_and(|at| at > now) {
+        Turn::Wait(patience.next_try)
+    } else if line.tries() || mutant!("everybody-in-line-tries") {
+        Turn::Try(open(coordinator, spec))
+    } else {
+        // The lock is being handed over to it.
+        Turn::Wait(None)
     }
 }
 
@@ -445,7 +578,16 @@ async fn one_try(
     spec: &AcquireSpec,
     answer: &mut oneshot::Sender<Result<Grant, AcquireFailure>>,
 ) -> Tried {
-    let ballot = open(coordinator, spec);
+    finish(coordinator, spec, open(coordinator, spec), answer).await
+}
+
+/// Awaits the votes of a ballot, and judges them.
+async fn finish(
+    coordinator: &Arc<Coordinator>,
+    spec: &AcquireSpec,
+    ballot: Arc<Ballot>,
+    answer: &mut oneshot::Sender<Result<Grant, AcquireFailure>>,
+) -> Tried {
     let tried = match await_votes(coordinator, spec, &ballot, answer).await {
         Awaited::Decided(result) => judge(coordinator, spec, &ballot, result),
         Awaited::Deadline => Tried::Failed(AcquireFailure::Deadline),
@@ -462,6 +604,9 @@ async fn one_try(
         }
     };
     coordinator.metrics.attempt(outcome);
+    if ballot.inherits && matches!(tried, Tried::Granted(_)) {
+        coordinator.metrics.handed_over();
+    }
     let left = mutant!("lost-attempt-is-left") && matches!(tried, Tried::Failed(_));
     if !matches!(tried, Tried::Granted(_)) && !left {
         ballot.give_up();
@@ -471,37 +616,69 @@ async fn one_try(
 
 /// Starts the clock, then posts the SETs.
 fn open(coordinator: &Arc<Coordinator>, spec: &AcquireSpec) -> Arc<Ballot> {
+    let (ballot, bucket) = prepare(coordinator, spec, false);
+    let key = coordinator.key(&spec.name);
+    let post = |link: &Arc<Link>| {
+        let op = Op::Acquire { key: key.clone(), value: ballot.value.clone(), ttl: spec.ttl, bucket };
+        link.post_acquire(op, ballot.clone(), ballot.started)
+    };
+    let places = coordinator.links.iter().map(post).collect();
+    ballot.lock().places = places;
+    ballot
+}
+
+/// The same for a lock that is being released: posts what both ends the lease of `old` and is a vote for whoever waits. The
+/// replies go to `release` too.
+pub(super) fn hand_over(
+    coordinator: &Arc<Coordinator>,
+    spec: &AcquireSpec,
+    old: &LockValue,
+    release: &Arc<impl ReplyTo + 'static>,
+) -> Arc<Ballot> {
+    let (ballot, bucket) = prepare(coordinator, spec, true);
+    let key = coordinator.key(&spec.name);
+    let reply_to = Arc::new(HandOver { ballot: ballot.clone(), release: release.clone() });
+    let post = |link: &Arc<Link>| {
+        let (old, new) = (old.clone(), ballot.value.clone());
+        let op = Op::HandOver { key: key.clone(), old, new, ttl: spec.ttl, bucket };
+        link.post_acquire(op, reply_to.clone(), ballot.started)
+    };
+    let places = coordinator.links.iter().map(post).collect();
+    ballot.lock().places = places;
+    if let Counter::Designated(fence) = &coordinator.counter {
+        ballot.lock().early = Early::Asked;
+        fence.request(Arc::new(EarlyToken(ballot.clone())));
+    }
+    ballot
+}
+
+/// A ballot whose clock runs, before anything is posted; and the bucket that counts for its name.
+fn prepare(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, inherits: bool) -> (Arc<Ballot>, Option<u16>) {
     let bucket = matches!(coordinator.counter, Counter::Quorum).then(|| bucket(spec.name.as_str()));
-    let value = LockValue::new(coordinator.env.secret(), request_key(coordinator, spec), spec.owner.as_ref());
-    // Before the operation enters any mailbox: all the time that it waits there is charged to the lease.
-    let started = coordinator.env.now();
     let ballot = Arc::new_cyclic(|this| Ballot {
         name: spec.name.clone(),
         owner: spec.owner.clone(),
-        value: value.clone(),
+        value: LockValue::new(coordinator.env.secret(), request_key(coordinator, spec), spec.owner.as_ref()),
         ttl: spec.ttl,
         min_validity_ms: spec.min_validity_ms,
         received: spec.received,
-        started,
+        // Before the operation enters any mailbox: all the time that it waits there is charged to the lease.
+        started: coordinator.env.now(),
         sleeps: coordinator.sleeps(),
+        inherits,
         coordinator: coordinator.clone(),
         this: this.clone(),
         state: Mutex::new(BallotState {
             round: AcquireRound::new(coordinator.settings.quorum),
             counts: bucket.map(|_| Counts::new(coordinator.settings.quorum)),
+            swapped: 0,
+            early: Early::No,
             places: Vec::new(),
             result: None,
         }),
         decided: Notify::new(),
     });
-    let key = coordinator.key(&spec.name);
-    let post = |link: &Arc<crate::node::link::Link>| {
-        let op = Op::Acquire { key: key.clone(), value: value.clone(), ttl: spec.ttl, bucket };
-        link.post_acquire(op, ballot.clone(), started)
-    };
-    let places = coordinator.links.iter().map(post).collect();
-    ballot.lock().places = places;
-    ballot
+    (ballot, bucket)
 }
 
 fn request_key(coordinator: &Coordinator, spec: &AcquireSpec) -> Option<RequestKey> {

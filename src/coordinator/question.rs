@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::engine::fencing::Token;
 use crate::engine::lease::{LockName, LockValue, Owner, Ttl};
+use crate::engine::line::Next;
 use crate::engine::quorum::NodeIndex;
 use crate::engine::reply::{Reply, Stored};
 use crate::engine::round::{LeaseRound, Occupancy, Survey, Verdict};
@@ -19,7 +20,8 @@ use crate::node::mailbox::{Nobody, ReplyTo};
 use crate::node::{Heard, Key, NodeTime, Op};
 
 use super::lock_id::LockId;
-use super::{Coordinator, NoQuorum};
+use super::waiting::Call;
+use super::{Coordinator, NoQuorum, attempt, waiting};
 
 /// What became of a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -260,14 +262,25 @@ impl Coordinator {
         }
     }
 
-    /// Deletes a lease everywhere.
-    pub async fn release(&self, id: &LockId) -> Result<Released, NoQuorum> {
+    /// Deletes a lease everywhere, or hands the lock over to whoever waits for it at this proxy.
+    pub async fn release(self: &Arc<Self>, id: &LockId) -> Result<Released, NoQuorum> {
         let question = Arc::new(Self::question(LeaseRound::release(self.settings.quorum)));
         let key = self.key(&id.name);
         self.renewals.released(&id.value);
-        self.ask(&question, self.env.now(), || Op::Release { key: key.clone(), value: id.value.clone() });
-        // What the next in line sends comes after that.
-        self.waiting.on_release(&id.name);
+        let release = || Op::Release { key: key.clone(), value: id.value.clone() };
+        // Whatever the next in line sends comes after the release.
+        match self.waiting.on_release(&id.name) {
+            Next::Heir(heir) => waiting::hand(&heir, attempt::hand_over(self, &heir.spec, &id.value, &question)),
+            Next::Trying(head) => {
+                self.ask(&question, self.env.now(), release);
+                head.wake(Call::Released);
+            }
+            Next::Yields(head) => {
+                self.ask(&question, self.env.now(), release);
+                head.wake(Call::Yield);
+            }
+            Next::Nobody => self.ask(&question, self.env.now(), release),
+        }
         self.ledger.forget(id);
         match question.answer().await {
             Verdict::Held => {

@@ -1,7 +1,7 @@
 //! Whoever waits for a lock stands in line, and only the head of a line asks the nodes: a thousand waiters cost as much as
-//! one. The head tries again when the lock is released through this proxy, when its holder's keys end, and now and then.
+//! one. A lock that is released through this proxy is handed over to the head; else the head tries again when the holder's
+//! keys end, and now and then.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::engine::lease::LockName;
-use crate::engine::line::{Full, LineBounds, Lines, Ticket};
+use crate::engine::line::{Full, LineBounds, Lines, Next, Ticket};
 
 use super::Coordinator;
-use super::attempt::AcquireFailure;
+use super::attempt::{AcquireFailure, AcquireSpec, Ballot};
 
 /// So many turns in a row, and waiters at other proxies get theirs.
 const TURNS_IN_A_ROW: u32 = 16;
@@ -45,17 +45,48 @@ impl News {
     }
 }
 
-/// What wakes a waiter.
-#[derive(Default)]
-pub(super) struct Waker {
+/// Somebody in a line, as others reach it.
+pub(super) struct Waiter {
+    /// What it wants.
+    pub spec: AcquireSpec,
     woken: Notify,
-    /// The lock was released since it was looked at last: whatever the news say, it may be free.
-    released: AtomicBool,
+    call: Mutex<Call>,
+}
+
+/// What a waiter was woken for.
+#[derive(Default)]
+pub(super) enum Call {
+    /// Nothing, or because it is the head now.
+    #[default]
+    None,
+    /// The lock was released: it may be free.
+    Released,
+    /// The same, but others go first.
+    Yield,
+    /// The lock is being handed over to it.
+    Handed(Arc<Ballot>),
+    /// It has left.
+    Gone,
+}
+
+impl Waiter {
+    fn call(&self) -> MutexGuard<'_, Call> {
+        self.call.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes it, unless it has left, or has a call that is better.
+    pub fn wake(&self, new: Call) {
+        let mut call = self.call();
+        if let Call::None | Call::Released | Call::Yield = *call {
+            *call = new;
+            self.woken.notify_one();
+        }
+    }
 }
 
 /// The lines of this proxy.
 pub(super) struct WaitingRoom {
-    lines: Mutex<Lines<Arc<Waker>, News>>,
+    lines: Mutex<Lines<Arc<Waiter>, News>>,
     epoch: Instant,
 }
 
@@ -64,17 +95,19 @@ impl WaitingRoom {
         Self { lines: Mutex::new(Lines::new(bounds)), epoch: now }
     }
 
-    fn lines(&self) -> MutexGuard<'_, Lines<Arc<Waker>, News>> {
+    fn lines(&self) -> MutexGuard<'_, Lines<Arc<Waiter>, News>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lock is being released through this proxy, after whatever was posted to the nodes before.
-    pub fn on_release(&self, name: &LockName) {
-        let head = self.lines().on_release(name, TURNS_IN_A_ROW);
-        if let Some(head) = head {
-            head.released.store(true, Ordering::Relaxed);
-            head.woken.notify_one();
-        }
+    /// The lock is to be released through this proxy: whose turn it is.
+    pub fn on_release(&self, name: &LockName) -> Next<Arc<Waiter>> {
+        self.lines().on_release(name, TURNS_IN_A_ROW)
+    }
+
+    /// What was granted to somebody who does not want it has been given up: the next in line tries.
+    pub fn on_freed(&self, name: &LockName) {
+        let head = self.lines().on_freed(name);
+        head.iter().for_each(|head| head.wake(Call::Released));
     }
 
     /// The line for a name, as somebody finds it who is not in it.
@@ -85,69 +118,94 @@ impl WaitingRoom {
     }
 }
 
+/// Gives a ballot that hands the lock over to whom it is for; if it has left meanwhile, the ballot is given up, and the next
+/// in line tries.
+pub(super) fn hand(heir: &Waiter, ballot: Arc<Ballot>) {
+    {
+        let mut call = heir.call();
+        if !matches!(*call, Call::Gone) {
+            *call = Call::Handed(ballot);
+            heir.woken.notify_one();
+            return;
+        }
+    }
+    ballot.abandon();
+}
+
 /// A place in line, until it is dropped.
 pub(super) struct InLine {
     coordinator: Arc<Coordinator>,
-    name: LockName,
     ticket: Ticket,
-    waker: Arc<Waker>,
+    waiter: Arc<Waiter>,
 }
 
 impl InLine {
-    /// At the end of the line for `name`.
-    pub fn join(coordinator: &Arc<Coordinator>, name: &LockName) -> Result<Self, Full> {
-        let waker = Arc::new(Waker::default());
-        let ticket = coordinator.waiting.lines().join(name, waker.clone())?;
-        Ok(Self { coordinator: coordinator.clone(), name: name.clone(), ticket, waker })
+    /// At the end of the line for what `spec` names.
+    pub fn join(coordinator: &Arc<Coordinator>, spec: &AcquireSpec) -> Result<Self, Full> {
+        let waiter = Arc::new(Waiter { spec: spec.clone(), woken: Notify::new(), call: Mutex::default() });
+        let ticket = coordinator.waiting.lines().join(&spec.name, waiter.clone())?;
+        Ok(Self { coordinator: coordinator.clone(), ticket, waiter })
     }
 
-    fn lines(&self) -> MutexGuard<'_, Lines<Arc<Waker>, News>> {
+    fn lines(&self) -> MutexGuard<'_, Lines<Arc<Waiter>, News>> {
         self.coordinator.waiting.lines()
+    }
+
+    fn name(&self) -> &LockName {
+        &self.waiter.spec.name
     }
 
     /// How many are before it; 0: it may ask the nodes.
     pub fn place(&self) -> usize {
-        self.lines().place(&self.name, self.ticket).unwrap_or_default()
+        self.lines().place(self.name(), self.ticket).unwrap_or_default()
     }
 
     /// The line, as it finds it.
     pub fn view(&self) -> LineView {
         let lines = self.lines();
-        let before = lines.place(&self.name, self.ticket).unwrap_or_default();
-        LineView { before, expected: lines.expected(&self.name, before) }
+        let before = lines.place(self.name(), self.ticket).unwrap_or_default();
+        LineView { before, expected: lines.expected(self.name(), before) }
     }
 
-    /// Ends when it has become the head, or, if it is the head, when the lock may be free.
+    /// Ends when there is a call for it, or it has become the head.
     pub async fn woken(&self) {
-        self.waker.woken.notified().await;
+        self.waiter.woken.notified().await;
     }
 
-    /// Whether the lock was released since this was asked last.
-    pub fn take_released(&self) -> bool {
-        self.waker.released.swap(false, Ordering::Relaxed)
+    /// What it was woken for.
+    pub fn take_call(&self) -> Call {
+        std::mem::take(&mut *self.waiter.call())
     }
 
     /// What is known of the lock, if nothing has happened since.
     pub fn news(&self) -> Option<News> {
-        self.lines().news(&self.name)
+        self.lines().news(self.name())
     }
 
-    /// It has asked in vain.
+    /// It is about to ask the nodes: nothing is handed over to it meanwhile. `false`: something is being handed over already.
+    pub fn tries(&self) -> bool {
+        self.lines().on_try(self.name())
+    }
+
+    /// It has asked in vain, or what was handed over did not arrive.
     pub fn failed(&self, failure: &AcquireFailure) {
         let news = News { failure: failure.clone(), at: self.coordinator.now() };
-        self.lines().on_failure(&self.name, news);
+        self.lines().on_failure(self.name(), news);
     }
 
     /// It has got the lock: whoever is next need not ask whether it is free.
     pub fn granted(&self, held: AcquireFailure) {
         let (waiting, at) = (&self.coordinator.waiting, self.coordinator.now());
-        self.lines().on_turn(&self.name, News { failure: held, at }, at - waiting.epoch);
+        self.lines().on_turn(self.name(), News { failure: held, at }, at - waiting.epoch);
     }
 }
 
 impl Drop for InLine {
     fn drop(&mut self) {
-        let next = self.lines().leave(&self.name, self.ticket);
+        let next = self.lines().leave(self.name(), self.ticket);
         next.iter().for_each(|next| next.woken.notify_one());
+        if let Call::Handed(ballot) = std::mem::replace(&mut *self.waiter.call(), Call::Gone) {
+            ballot.abandon();
+        }
     }
 }

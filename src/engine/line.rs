@@ -38,6 +38,19 @@ pub enum Full {
     },
 }
 
+/// Whose turn it is when a lock is released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next<W> {
+    /// The lock can be handed over to the head of the line, who counts as trying from now on.
+    Heir(W),
+    /// The head has an attempt under way, which may still get the lock or not: it has to look again after that.
+    Trying(W),
+    /// This line has had enough turns in a row: the head tries again after a pause, in which others have theirs.
+    Yields(W),
+    /// Nobody waits here.
+    Nobody,
+}
+
 /// The weight of the newest turn in the mean: of about the last eight.
 const NEWEST: u32 = 8;
 
@@ -50,6 +63,8 @@ struct Line<W, N> {
     turn: Option<Duration>,
     /// How often in a row it did.
     in_a_row: u32,
+    /// The head has an attempt under way.
+    trying: bool,
     news: Option<N>,
 }
 
@@ -80,8 +95,14 @@ impl<W: Clone, N: Clone> Lines<W, N> {
         self.next += 1;
         self.waiting += 1;
         let line = self.lines.entry(name.clone());
-        let line =
-            line.or_insert_with(|| Line { queue: VecDeque::new(), last_turn: None, turn: None, in_a_row: 0, news: None });
+        let line = line.or_insert_with(|| Line {
+            queue: VecDeque::new(),
+            last_turn: None,
+            turn: None,
+            in_a_row: 0,
+            trying: false,
+            news: None,
+        });
         line.queue.push_back((ticket, wakes));
         Ok(ticket)
     }
@@ -103,6 +124,7 @@ impl<W: Clone, N: Clone> Lines<W, N> {
         if place > 0 {
             return None;
         }
+        line.trying = false;
         line.queue.front().map(|(_, wakes)| wakes.clone())
     }
 
@@ -117,22 +139,40 @@ impl<W: Clone, N: Clone> Lines<W, N> {
         line.news = Some(news);
     }
 
+    /// The head begins an attempt. `false`: it has one, because something is being handed over to it.
+    pub fn on_try(&mut self, name: &LockName) -> bool {
+        self.lines.get_mut(name).is_some_and(|line| !std::mem::replace(&mut line.trying, true))
+    }
+
     /// The head of the line tried in vain: somebody else has had a turn.
     pub fn on_failure(&mut self, name: &LockName, news: N) {
         let Some(line) = self.lines.get_mut(name) else { return };
-        line.in_a_row = 0;
+        (line.in_a_row, line.trying) = (0, false);
         line.news = Some(news);
     }
 
-    /// The lock is being released through this proxy: whom to wake. Nobody if this line has had `limit` turns in a row, so
-    /// that others get theirs.
-    pub fn on_release(&mut self, name: &LockName, limit: u32) -> Option<W> {
-        let line = self.lines.get_mut(name)?;
+    /// The lock is being released through this proxy. `limit`: so many turns in a row for this line, and others get theirs.
+    pub fn on_release(&mut self, name: &LockName, limit: u32) -> Next<W> {
+        let Some(line) = self.lines.get_mut(name) else { return Next::Nobody };
+        let last = mutant!("handover-to-the-last-in-line");
+        let Some((_, head)) = (if last { line.queue.back() } else { line.queue.front() }) else { return Next::Nobody };
+        let head = head.clone();
         line.news = None;
+        if line.trying {
+            return Next::Trying(head);
+        }
         if line.in_a_row >= limit {
             line.in_a_row = 0;
-            return None;
+            return Next::Yields(head);
         }
+        line.trying = true;
+        Next::Heir(head)
+    }
+
+    /// The lock may be free, for another reason: the head, who has to look again.
+    pub fn on_freed(&mut self, name: &LockName) -> Option<W> {
+        let line = self.lines.get_mut(name)?;
+        line.news = None;
         line.queue.front().map(|(_, wakes)| wakes.clone())
     }
 
@@ -150,11 +190,6 @@ impl<W: Clone, N: Clone> Lines<W, N> {
     pub fn expected(&self, name: &LockName, before: usize) -> Option<Duration> {
         let turn = self.lines.get(name)?.turn?;
         Some(turn.saturating_mul(u32::try_from(before).unwrap_or(u32::MAX).saturating_add(1)))
-    }
-
-    /// The head of the line.
-    pub fn head(&self, name: &LockName) -> Option<&W> {
-        self.lines.get(name)?.queue.front().map(|(_, wakes)| wakes)
     }
 
     /// How many wait for a name.
@@ -205,7 +240,7 @@ mod tests {
         assert_eq!(lines.leave(&a, second), None, "nobody has a new turn");
         assert_eq!(lines.leave(&a, second), None, "it has left before");
         assert_eq!(lines.leave(&a, first), Some(3));
-        assert_eq!((lines.head(&a), lines.place(&a, third)), (Some(&3), Some(0)));
+        assert_eq!(lines.place(&a, third), Some(0));
         assert_eq!(lines.leave(&a, third), None);
         assert!(lines.is_empty());
     }
@@ -226,23 +261,46 @@ mod tests {
         let mut lines = Lines::new(BOUNDS);
         let a = name("a");
         let first = lines.join(&a, 1).unwrap();
-        lines.join(&a, 2).unwrap();
+        let second = lines.join(&a, 2).unwrap();
         assert_eq!(lines.news(&a), None);
         lines.on_failure(&a, "held");
         assert_eq!(lines.news(&a), Some("held"));
-        assert_eq!(lines.on_release(&a, 2), Some(1));
+        assert_eq!(lines.on_release(&a, 2), Next::Heir(1));
         assert_eq!(lines.news(&a), None);
         lines.on_turn(&a, "ours", Duration::ZERO);
         assert_eq!(lines.leave(&a, first), Some(2));
         assert_eq!(lines.news(&a), Some("ours"), "for the new head");
-        assert_eq!(lines.on_release(&a, 2), Some(2), "one turn");
+        assert_eq!(lines.on_release(&a, 2), Next::Heir(2), "one turn");
+        lines.join(&a, 3).unwrap();
         lines.on_turn(&a, "ours", Duration::ZERO);
-        assert_eq!(lines.on_release(&a, 2), None, "two in a row");
+        assert_eq!(lines.leave(&a, second), Some(3));
+        assert_eq!(lines.on_release(&a, 2), Next::Yields(3), "two in a row");
+        assert_eq!(lines.on_release(&a, 2), Next::Heir(3), "they have had theirs");
+        lines.on_failure(&a, "lost on the way");
+        assert_eq!(lines.on_freed(&a), Some(3));
+        assert_eq!(lines.news(&a), None);
         lines.on_turn(&a, "ours", Duration::ZERO);
         lines.on_failure(&a, "theirs");
         lines.on_turn(&a, "ours", Duration::ZERO);
-        assert_eq!(lines.on_release(&a, 2), Some(2), "others have had theirs");
-        assert_eq!(lines.on_release(&name("b"), 2), None);
+        assert_eq!(lines.on_release(&a, 2), Next::Heir(3), "somebody else has had a turn");
+        assert_eq!(lines.on_release(&name("b"), 2), Next::Nobody);
+    }
+
+    /// Protocol section 5: never to a waiter that has an attempt of its own under way.
+    #[test]
+    fn nothing_is_handed_to_who_is_trying() {
+        let mut lines = Lines::new(BOUNDS);
+        let a = name("a");
+        let first = lines.join(&a, 1).unwrap();
+        assert!(lines.on_try(&a));
+        assert!(!lines.on_try(&a));
+        assert_eq!(lines.on_release(&a, 2), Next::Trying(1));
+        lines.on_failure(&a, ());
+        assert_eq!(lines.on_release(&a, 2), Next::Heir(1));
+        assert_eq!(lines.on_release(&a, 2), Next::Trying(1), "it has one now");
+        lines.join(&a, 2).unwrap();
+        assert_eq!(lines.leave(&a, first), Some(2));
+        assert_eq!(lines.on_release(&a, 2), Next::Heir(2));
     }
 
     #[test]

@@ -35,6 +35,15 @@ pub enum Reply {
         /// The number.
         number: u64,
     },
+    /// The waiter's value is set in place of the one that was released.
+    HandedOver {
+        /// Whether that one was there; else nothing was.
+        released: bool,
+        /// With the quorum counter: where the name's bucket stands now.
+        number: Option<u64>,
+        /// Why it is no vote for the waiter, although its value is there.
+        no_vote: Option<Standing>,
+    },
     /// A part of a node's quorum counter.
     Counters {
         /// What buckets stand at that were never used.

@@ -77,7 +77,10 @@ impl AcquireRound {
     /// Takes a reply in. A late reply replaces the time-out that stood for it.
     pub fn on_reply(&mut self, node: NodeIndex, reply: Reply) -> Step {
         let vote = match reply {
-            Reply::Yes | Reply::Counted { .. } => Vote::Yes,
+            Reply::Yes | Reply::Counted { .. } | Reply::HandedOver { no_vote: None, .. } => Vote::Yes,
+            Reply::HandedOver { no_vote: Some(standing), .. } => {
+                Vote::Unknown(Why { kind: WhyKind::NoVote(standing), may_have_landed: true })
+            }
             Reply::Other(stored) => Vote::No(stored),
             Reply::Unknown(why) if mutant!("error-is-yes") && why.may_have_landed => Vote::Yes,
             Reply::Unknown(why) => Vote::Unknown(why),
@@ -279,8 +282,8 @@ impl LeaseRound {
     fn tally(&self) -> (usize, usize, usize) {
         let count = |wanted: fn(&Option<Reply>) -> bool| self.replies.iter().filter(|reply| wanted(reply)).count();
         (
-            count(|reply| matches!(reply, Some(Reply::Yes | Reply::Held { .. }))),
-            count(|reply| matches!(reply, Some(Reply::Absent | Reply::Other(_)))),
+            count(|reply| matches!(reply, Some(Reply::Yes | Reply::Held { .. } | Reply::HandedOver { released: true, .. }))),
+            count(|reply| matches!(reply, Some(Reply::Absent | Reply::Other(_) | Reply::HandedOver { released: false, .. }))),
             count(Option::is_none),
         )
     }

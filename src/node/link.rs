@@ -444,7 +444,7 @@ impl Link {
         if mutant!("release-is-not-sent-again") {
             return;
         }
-        self.mailbox.put_back(batch.into_iter().filter(|entry| entry.op.is_release()).collect());
+        self.mailbox.put_back(batch.into_iter().filter_map(Entry::into_release).collect());
     }
 
     /// After a server refused a whole call. If it refuses the script without any operation too (busy with somebody's script,
@@ -475,7 +475,7 @@ impl Link {
         closed: &mut BoxFuture<'static, Arc<str>>,
         batch: Vec<Entry>,
     ) -> Result<(), Arc<str>> {
-        let mut releases = batch.into_iter().filter(|entry| entry.op.is_release());
+        let mut releases = batch.into_iter().filter_map(Entry::into_release);
         while let Some(release) = releases.next() {
             let sent_at = self.env.now();
             match self.bounded_call(connection, closed, std::slice::from_ref(&release.op)).await {
@@ -597,8 +597,13 @@ impl Link {
         for (entry, mut reply) in batch.iter().zip(replies.replies) {
             if let (Op::Acquire { .. }, Reply::Yes | Reply::Counted { .. }, Some(standing)) = (&entry.op, &reply, &no_vote) {
                 reply = Reply::Unknown(Why { kind: WhyKind::NoVote(standing.clone()), may_have_landed: true });
-                self.observer.on_vote_lost();
-                self.known().votes_lost += 1;
+                self.note_lost_vote();
+            }
+            if let (Reply::HandedOver { no_vote: vote, .. }, Some(standing)) = (&mut reply, &no_vote)
+                && !mutant!("handover-counts-quarantined-nodes")
+            {
+                *vote = Some(standing.clone());
+                self.note_lost_vote();
             }
             // Where the marker does not know of our longest lease, a renewal must not outlast what it knows of.
             if let (Op::Renew { .. }, Reply::Held { .. }, Some(standing @ (Standing::Foreign(_) | Standing::Raising))) =
@@ -611,6 +616,11 @@ impl Link {
             }
             entry.reply_to.on_reply(self.index, reply, Some(heard));
         }
+    }
+
+    fn note_lost_vote(&self) {
+        self.observer.on_vote_lost();
+        self.known().votes_lost += 1;
     }
 
     /// Why the votes in a batch do not count, if they do not: its marker or its clock is not right. Has the marker changed

@@ -28,6 +28,11 @@ pub trait ReplyTo: Send + Sync {
         true
     }
 
+    /// Who wants to know of the release that is in a hand-over, if that is all that is left to be done of it.
+    fn for_release(&self) -> Option<Arc<dyn ReplyTo>> {
+        None
+    }
+
     /// The reply. A second one may follow an unknown: the late reply that the time-out stood for. `heard` is what came with
     /// it; `None` if the operation is not known to have run.
     fn on_reply(&self, node: NodeIndex, reply: Reply, heard: Option<Heard>);
@@ -87,6 +92,20 @@ pub struct Entry {
     _place: Place,
 }
 
+impl Entry {
+    /// What is left of it when nothing else can be done any more: its release, if there is one in it.
+    pub fn into_release(mut self) -> Option<Self> {
+        if mutant!("handover-loses-its-release") && !self.op.is_release() {
+            return None;
+        }
+        if !self.op.is_release() {
+            self.op = self.op.release_of()?;
+            self.reply_to = self.reply_to.for_release().unwrap_or_else(|| Arc::new(Nobody));
+        }
+        Some(self)
+    }
+}
+
 /// The operations of one node that are not sent yet.
 pub struct Mailbox {
     node: NodeIndex,
@@ -136,13 +155,13 @@ impl Mailbox {
         }
     }
 
-    /// Queues a SET together with the place of its release, which the caller keeps for [`Mailbox::post_in`].
+    /// Queues a SET or a hand-over together with the place of its release, which the caller keeps for [`Mailbox::post_in`].
     pub fn post_acquire(&self, op: Op, reply_to: Arc<dyn ReplyTo>, now: Instant) -> Option<Place> {
         let (Some(place), Some(reserved)) = (self.take_place(), self.take_place()) else {
             self.refuse(&*reply_to, WhyKind::MailboxFull);
             return None;
         };
-        self.enqueue(op, reply_to, place, now, 0);
+        self.enqueue(op, reply_to, place, now, KEPT_RELEASES);
         Some(reserved)
     }
 
@@ -156,9 +175,11 @@ impl Mailbox {
         let objection = {
             let mut waiting = self.waiting();
             let objection = waiting.reach.objection();
-            if objection.is_none() || (op.is_release() && waiting.queue.len() < keep) {
-                let entry = Entry { op, reply_to: reply_to.clone(), posted_at: now, _place: place };
+            let entry = Entry { op, reply_to: reply_to.clone(), posted_at: now, _place: place };
+            if objection.is_none() {
                 waiting.queue.push_back(entry);
+            } else if waiting.queue.len() < keep {
+                waiting.queue.extend(entry.into_release());
             }
             objection
         };
@@ -189,9 +210,10 @@ impl Mailbox {
                 let left_waiting = |entry: &Entry| mutant!("queued-release-is-not-answered") && entry.op.is_release();
                 let waits = queue.iter().filter(|entry| !answered && !left_waiting(entry));
                 let unanswered = waits.map(|entry| entry.reply_to.clone()).collect();
-                let (kept, dropped) =
-                    queue.into_iter().partition(|entry| entry.op.is_release() && now - entry.posted_at < self.release_lives);
-                waiting.queue = kept;
+                let (kept, dropped): (VecDeque<Entry>, _) = queue
+                    .into_iter()
+                    .partition(|entry| entry.op.release_of().is_some() && now - entry.posted_at < self.release_lives);
+                waiting.queue = kept.into_iter().filter_map(Entry::into_release).collect();
                 (unanswered, dropped)
             }
         };
@@ -225,13 +247,18 @@ impl Mailbox {
     }
 
     fn take(&self, max: usize) -> Vec<Entry> {
-        let mut taken: Vec<Entry> = {
+        let taken: Vec<Entry> = {
             let mut waiting = self.waiting();
             let count = waiting.queue.len().min(max);
             waiting.queue.drain(..count).collect()
         };
-        taken.retain(|entry| entry.reply_to.on_sending(self.node));
-        releases_first(taken)
+        let to_send = |entry: Entry| match entry.reply_to.on_sending(self.node) {
+            true => Some(entry),
+            false if entry.op.is_release() => None,
+            // Taken back, but for the release in it.
+            false => entry.into_release(),
+        };
+        releases_first(taken.into_iter().filter_map(to_send).collect())
     }
 
     /// What [`Mailbox::set_reach`] set last.

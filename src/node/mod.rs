@@ -102,6 +102,19 @@ pub enum Op {
         /// Ours.
         value: LockValue,
     },
+    /// Give a lock that is being released to whoever waits for it. Carries the release: see [`Op::release_of`].
+    HandOver {
+        /// Where.
+        key: Key,
+        /// What is released.
+        old: LockValue,
+        /// The waiter's.
+        new: LockValue,
+        /// Of the waiter, from now.
+        ttl: Ttl,
+        /// With the quorum counter: which of the node's buckets counts.
+        bucket: Option<u16>,
+    },
     /// Let the TTL of our value count from now.
     Renew {
         /// Where.
@@ -191,6 +204,7 @@ impl Op {
     pub fn key(&self) -> &Key {
         match self {
             Self::Acquire { key, .. }
+            | Self::HandOver { key, .. }
             | Self::Release { key, .. }
             | Self::Renew { key, .. }
             | Self::Repair { key, .. }
@@ -208,15 +222,25 @@ impl Op {
         }
     }
 
-    /// Whether it frees a key: goes first, and survives the loss of a connection.
+    /// Whether it does nothing but free a key: goes first.
     pub fn is_release(&self) -> bool {
         matches!(self, Self::Release { .. })
+    }
+
+    /// The release in it, which survives the loss of a connection.
+    pub fn release_of(&self) -> Option<Self> {
+        match self {
+            Self::Release { .. } => Some(self.clone()),
+            Self::HandOver { key, old, .. } => Some(Self::Release { key: key.clone(), value: old.clone() }),
+            _ => None,
+        }
     }
 
     /// The value that has to be as it was when this was posted: a release of it must not be sent before.
     pub fn goes_before_release_of(&self) -> Option<&LockValue> {
         match self {
             Self::Acquire { value, .. }
+            | Self::HandOver { new: value, .. }
             | Self::Repair { value, .. }
             | Self::Renew { value, .. }
             | Self::RaiseBucket { value, .. }

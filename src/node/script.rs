@@ -26,6 +26,7 @@ const TEXT: &str = concat!(
     include_str!("../../lua/fence.lua"),
     include_str!("../../lua/ceiling.lua"),
     include_str!("../../lua/buckets.lua"),
+    include_str!("../../lua/handover.lua"),
     include_str!("../../lua/batch_end.lua"),
 );
 
@@ -71,6 +72,8 @@ fn letter(op: &Op) -> &'static str {
     match op {
         Op::Acquire { bucket: None, .. } => "A",
         Op::Acquire { bucket: Some(_), .. } => "Q",
+        Op::HandOver { bucket: None, .. } => "X",
+        Op::HandOver { bucket: Some(_), .. } => "Y",
         Op::RaiseBucket { .. } => "B",
         Op::TellCounters { .. } => "G",
         Op::LiftCounters { .. } => "V",
@@ -95,6 +98,11 @@ fn encode_one<'a>(op: &'a Op, args: &mut Vec<Arg<'a>>) {
         }
         Op::Acquire { value, ttl, bucket: Some(bucket), .. } => {
             args.extend([Text(value.as_str()), Number(ttl.as_millis()), Number(u64::from(*bucket))]);
+        }
+        Op::HandOver { old, new, ttl, bucket, .. } => {
+            args.extend([Text(new.as_str()), Number(ttl.as_millis())]);
+            args.extend(bucket.map(|bucket| Number(u64::from(bucket))));
+            args.push(Text(old.as_str()));
         }
         Op::RaiseBucket { value, bucket, token, .. } => {
             args.extend([Text(value.as_str()), Number(u64::from(*bucket)), Number(*token)]);
@@ -160,6 +168,7 @@ fn entry(op: &Op, raw: Raw) -> Reply {
             [Raw::Integer(number)] if number > 0 => Reply::Counted { number: number.unsigned_abs() },
             _ => server_error(format!("an unknown number: {list:?}")),
         },
+        (Op::HandOver { .. }, Raw::List(list)) if matches!(list[..], [Raw::Integer(_), ..]) => handed_over(&list),
         (Op::TellCounters { .. }, Raw::List(list)) => counters(&list),
         (_, Raw::Integer(1)) => Reply::Yes,
         (_, Raw::Integer(0)) => Reply::Absent,
@@ -171,6 +180,21 @@ fn entry(op: &Op, raw: Raw) -> Reply {
             _ => server_error("a list of an unknown form".to_owned()),
         },
         (_, raw) => server_error(format!("an unknown reply: {raw:?}")),
+    }
+}
+
+/// The waiter's value is there.
+fn handed_over(list: &[Raw]) -> Reply {
+    let number = match list {
+        [_] => Some(None),
+        [_, Raw::Integer(number)] => u64::try_from(*number).ok().map(Some),
+        _ => None,
+    };
+    match (list, number) {
+        ([Raw::Integer(found @ (1 | 2)), ..], Some(number)) => {
+            Reply::HandedOver { released: *found == 1, number, no_vote: None }
+        }
+        _ => server_error(format!("a hand-over of an unknown form: {list:?}")),
     }
 }
 

@@ -12,6 +12,8 @@ use futures::future::BoxFuture;
 use redlockd::coordinator::attempt::{AcquireFailure, AcquireSpec, Grant};
 use redlockd::coordinator::ceiling::Ceilings;
 use redlockd::coordinator::fence::Fence;
+use redlockd::coordinator::lock_id::LockId;
+use redlockd::coordinator::question::Released;
 use redlockd::coordinator::{Coordinator, Counter, Settings};
 use redlockd::engine::lease::{LockName, LockValue, Owner, Ttl};
 use redlockd::engine::line::{Full, LineBounds};
@@ -65,6 +67,11 @@ impl Handle {
         let value = LockValue::new(1, None, owner.as_ref());
         let ends_at_ms = Some(NODES_NOW.as_millis() + 500);
         self.with(|state| state.server.put(&format!("lock:{name}"), value.as_str().as_bytes(), ends_at_ms));
+    }
+
+    /// It loses the lock.
+    fn forget(&self, name: &str) {
+        self.with(|state| state.server.delete(&format!("lock:{name}")));
     }
 
     fn is_empty(&self) -> bool {
@@ -405,15 +412,18 @@ fn waiting() -> AcquireSpec {
     AcquireSpec { wait: Duration::from_secs(3_000), received: Instant::now(), ..spec(300_000) }
 }
 
+/// Who of those in line was answered, and what.
+type Answered = Vec<(usize, Result<Grant, AcquireFailure>)>;
+
 /// Callers in line, one after the other; what each got, in the order in which they got it.
 struct Queue {
-    done: Arc<Mutex<Vec<(usize, Result<Grant, AcquireFailure>)>>>,
+    done: Arc<Mutex<Answered>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Queue {
     async fn of(world: &World, count: usize) -> Self {
-        let done: Arc<Mutex<Vec<_>>> = Arc::default();
+        let done: Arc<Mutex<Answered>> = Arc::default();
         let mut tasks = Vec::new();
         for number in 0..count {
             let (coordinator, done, spec) = (world.coordinator.clone(), done.clone(), waiting());
@@ -544,4 +554,114 @@ async fn a_full_line_refuses_at_once() {
     assert!(world.acquire(other).await.is_ok());
     assert!(matches!(world.acquire(spec(1_000)).await, Err(AcquireFailure::Contended { .. })));
     drop(held);
+}
+
+/// Takes the lock for good: its answer has been delivered.
+async fn hold(world: &World, spec: AcquireSpec) -> LockId {
+    let grant = world.acquire(spec).await.ok().unwrap();
+    let id = grant.lock_id();
+    grant.delivered();
+    id
+}
+
+/// Waits until somebody in the queue has got the lock; from when to when.
+async fn next_turn(queue: &Queue, turns: usize) -> Grant {
+    while queue.order().len() < turns {
+        sleep(Duration::from_micros(100)).await;
+    }
+    queue.pop().unwrap()
+}
+
+/// Protocol section 5: one round trip frees and grants, and the token comes meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_release_hands_the_lock_to_the_next_in_line_in_one_round_trip() {
+    let world = world(3).await;
+    let held = hold(&world, spec(300_000)).await;
+    let queue = Queue::of(&world, 2).await;
+    world.set_delays(&[10, 20, 30]);
+    world.fence.set_delay(15);
+    let (start, sets) = (Instant::now(), world.nodes[0].with(|state| state.sets));
+    let released = world.coordinator.release(&held).await.unwrap();
+    assert_eq!((released, ms_since(start)), (Released::Released, 20));
+    let grant = next_turn(&queue, 1).await;
+    assert_eq!(ms_since(start), 20, "the votes of a quorum, and nothing after them");
+    assert!(grant.token.clone().unwrap() > held.token.unwrap());
+    // The waiter's TTL, from the start of the hand-over.
+    let (validity, _) = grant.answer().unwrap();
+    assert!(validity.as_millis() <= 300_000 - 20 - 602, "{validity:?}");
+    assert_eq!(world.nodes[0].with(|state| state.sets), sets, "nobody asked the nodes for it");
+    sleep(Duration::from_millis(50)).await;
+    assert!((0..3).all(|node| !world.nodes[node].is_empty()));
+    // The next one by the same way.
+    let second = grant.lock_id();
+    grant.delivered();
+    world.coordinator.release(&second).await.unwrap();
+    let last = next_turn(&queue, 2).await;
+    assert!(last.token.clone().unwrap() > second.token.unwrap());
+    drop(last);
+    assert_eq!(world.leftovers().await, Vec::<usize>::new());
+}
+
+/// The lease had ended, and nothing or somebody else's value stands in its place.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_has_ended_is_not_handed_over() {
+    let world = world(3).await;
+    let held = hold(&world, spec(300_000)).await;
+    let queue = Queue::of(&world, 1).await;
+    // Nothing on two of three nodes: the waiter may have it, with a token that was taken after the votes.
+    world.nodes[1..].iter().for_each(|node| node.forget("a"));
+    let before = world.fence.with(|state| state.asked_for_tokens_at.len());
+    assert_eq!(world.coordinator.release(&held).await, Ok(Released::NotHeld));
+    let grant = next_turn(&queue, 1).await;
+    assert_eq!(world.fence.with(|state| state.asked_for_tokens_at.len()), before + 2);
+    let mine = grant.lock_id();
+    grant.delivered();
+    // Somebody else's: neither.
+    let queue = Queue::of(&world, 1).await;
+    world.nodes[1..].iter().for_each(|node| node.hold("a"));
+    assert_eq!(world.coordinator.release(&mine).await, Ok(Released::NotHeld));
+    sleep(Duration::from_millis(5)).await;
+    assert!(queue.order().is_empty());
+    assert_eq!(world.coordinator.waiters(&waiting().name), 1, "it still waits");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_handed_to_somebody_who_leaves_goes_to_the_next() {
+    let world = world(3).await;
+    let held = hold(&world, spec(300_000)).await;
+    let queue = Queue::of(&world, 2).await;
+    world.set_delays(&[10, 10, 10]);
+    let release = world.coordinator.release(&held);
+    let leave = async {
+        sleep(Duration::from_millis(5)).await;
+        queue.tasks[0].abort();
+    };
+    let (released, ()) = tokio::join!(release, leave);
+    assert_eq!(released, Ok(Released::Released));
+    drop(next_turn(&queue, 1).await);
+    assert_eq!(queue.order(), [1]);
+    assert_eq!(world.leftovers().await, Vec::<usize>::new());
+}
+
+/// A line that has had many turns in a row pauses, so that somebody else can have one.
+#[tokio::test(start_paused = true)]
+async fn a_line_lets_others_go_first_now_and_then() {
+    let world = world(3).await;
+    let mut held = hold(&world, spec(300_000)).await;
+    let queue = Queue::of(&world, 40).await;
+    let mut pauses = 0;
+    for turn in 1..=40 {
+        let start = Instant::now();
+        world.coordinator.release(&held).await.unwrap();
+        let free = (0..3).all(|node| world.nodes[node].is_empty());
+        let grant = next_turn(&queue, turn).await;
+        held = grant.lock_id();
+        grant.delivered();
+        if free {
+            assert!(start.elapsed() >= Duration::from_millis(4), "{:?}", start.elapsed());
+            pauses += 1;
+        }
+    }
+    assert_eq!(pauses, 2);
+    assert_eq!(queue.order(), (0..40).collect::<Vec<_>>());
 }

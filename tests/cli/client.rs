@@ -38,13 +38,13 @@ async fn every_outcome_has_its_fields_and_its_code() {
     let lock_id = text(&granted["lock_id"]);
 
     let contended = answer(&proxy, &acquire, CONFLICT);
-    assert_eq!(fields(&contended), ["outcome", "name", "owner", "retry_after_ms"]);
+    assert_eq!(fields(&contended), ["outcome", "name", "owner", "retry_after_ms", "place_in_line"]);
     assert_eq!((&contended["outcome"], &contended["owner"]), (&json!("contended"), &json!("ann")));
     assert!(contended["retry_after_ms"].as_u64().unwrap() > 0);
 
     until("the lock on every node", || async { (cluster.keys_on(&[0, 1, 2]).len() == 3).then_some(()) }).await;
     let held = answer(&proxy, &["get", "orders/42"], DONE);
-    assert_eq!(fields(&held), ["outcome", "name", "owner", "time_left_ms", "fencing_token", "votes"]);
+    assert_eq!(fields(&held), ["outcome", "name", "owner", "time_left_ms", "fencing_token", "waiters", "votes"]);
     assert_eq!(held["fencing_token"], granted["fencing_token"]);
     assert_eq!((&held["outcome"], &held["owner"]), (&json!("held"), &json!("ann")));
     let votes = held["votes"].as_array().unwrap();
@@ -68,7 +68,7 @@ async fn every_outcome_has_its_fields_and_its_code() {
 
     cluster.no_key_left().await;
     let free = answer(&proxy, &["get", "orders/42"], DONE);
-    assert_eq!(fields(&free), ["outcome", "name", "votes"]);
+    assert_eq!(fields(&free), ["outcome", "name", "waiters", "votes"]);
     assert_eq!((&free["outcome"], &free["votes"][0]["state"]), (&json!("free"), &json!("free")));
 
     cluster.fence.kill();
@@ -195,16 +195,17 @@ async fn no_server_and_no_quorum_are_69() {
 #[tokio::test]
 async fn an_overloaded_proxy_is_75() {
     let cluster = Cluster::start(1);
-    let proxy = Proxy::start_whole(&cluster, &["--limits-max-inflight", "1"]).await;
+    let proxy = Proxy::start_whole(&cluster, &["--limits-max-waiters-per-name", "1"]).await;
     let mut client = proxy.client().await;
     granted(&mut client, redlockd::proto::AcquireRequest { ttl: seconds(240), ..want("orders/42") }).await;
     let mut waiting = redlockd();
     waiting.args(["acquire", "orders/42", "--wait", "1h", "--server", &proxy.url()]);
     let _waiting = Process::spawn(waiting.stdout(Stdio::null()).stderr(Stdio::null()));
     until("the waiter", || async { (proxy.metric("redlock_waiters").await == 1.0).then_some(()) }).await;
-    for args in [&["acquire", "orders/43"][..], &["nodes"]] {
-        failed(&run(&proxy, args), TEMPORARY, &["RESOURCE_EXHAUSTED", "max_inflight"]);
-    }
+    let ran = run(&proxy, &["acquire", "orders/42", "--wait", "1h"]);
+    failed(&ran, TEMPORARY, &["RESOURCE_EXHAUSTED", "max_waiters_per_name"]);
+    assert_eq!(answer(&proxy, &["acquire", "orders/42"], CONFLICT)["place_in_line"], 1);
+    assert_eq!(answer(&proxy, &["get", "orders/42"], DONE)["waiters"], 1);
 }
 
 #[tokio::test]

@@ -62,6 +62,10 @@ fn release(key: &str, value: &LockValue) -> Op {
     Op::Release { key: key.into(), value: value.clone() }
 }
 
+fn hand_over(key: &str, old: &LockValue, new: &LockValue, ttl: Ttl) -> Op {
+    Op::HandOver { key: key.into(), old: old.clone(), new: new.clone(), ttl, bucket: None }
+}
+
 fn renew(key: &str, value: &LockValue, ttl: Ttl) -> Op {
     Op::Renew { key: key.into(), value: value.clone(), ttl }
 }

@@ -383,6 +383,77 @@ async fn a_node_counts_with_its_own_yes_only_and_not_before_it_has_counters() {
     .await;
 }
 
+fn handed_over(released: bool, number: Option<u64>) -> Reply {
+    Reply::HandedOver { released, number, no_vote: None }
+}
+
+#[tokio::test]
+async fn a_hand_over_takes_the_place_of_the_released_value_or_of_nothing() {
+    on_every_node(async |node| {
+        let [old, new, third] = [1, 2, 3].map(value);
+        node.one(acquire(KEY, &old, ttl(HALF))).await;
+        assert_eq!(node.one(hand_over(KEY, &old, &new, LONG)).await, handed_over(true, None));
+        let keys = node.backstage.keys();
+        assert_eq!(keys[0].1.as_deref(), Some(new.as_str().as_bytes()));
+        is_about(keys[0].2, Some(LONG_MS));
+        // The released value is gone: neither it nor a value that never stood there is handed over.
+        is_other(&node.one(hand_over(KEY, &old, &third, LONG)).await, Some(new.as_str().as_bytes()), Some(LONG_MS));
+        assert_eq!(node.one(release(KEY, &new)).await, Reply::Yes);
+        assert_eq!(node.one(hand_over(KEY, &old, &third, LONG)).await, handed_over(false, None), "nobody had it");
+        is_held(&node.one(check(KEY, &third)).await, Some(LONG_MS));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_hand_over_leaves_what_others_hold() {
+    on_every_node(async |node| {
+        for bytes in FOREIGN {
+            node.backstage.put(KEY, bytes, Some(HALF));
+            is_other(&node.one(hand_over(KEY, &value(1), &value(2), LONG)).await, Some(bytes), Some(HALF));
+        }
+        node.backstage.put_list(KEY);
+        is_other(&node.one(hand_over(KEY, &value(1), &value(2), LONG)).await, None, None);
+        assert_eq!(node.backstage.keys(), [(KEY.to_owned(), None, None)]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_hand_over_counts_and_carries_its_release_where_it_can_not() {
+    on_every_node(async |node| {
+        let [old, new, third] = [1, 2, 3].map(value);
+        let counted = |old: &LockValue, new: &LockValue| Op::HandOver {
+            key: KEY.into(),
+            old: old.clone(),
+            new: new.clone(),
+            ttl: LONG,
+            bucket: Some(7),
+        };
+        node.one(acquire(KEY, &old, LONG)).await;
+        is_error(&node.one(counted(&old, &new)).await, "NOCOUNTERS");
+        assert_eq!(node.one(inspect(KEY)).await, Reply::Absent, "released all the same");
+        is_error(&node.one(counted(&old, &new)).await, "NOCOUNTERS");
+        node.one(Op::LiftCounters { key: COUNTERS_KEY.into(), base: 100, numbers: "".into() }).await;
+        assert_eq!(node.one(counted(&old, &new)).await, handed_over(false, Some(101)));
+        is_other(&node.one(counted(&old, &third)).await, Some(new.as_str().as_bytes()), Some(LONG_MS));
+        assert_eq!(node.one(counted(&new, &third)).await, handed_over(true, Some(102)), "a refusal counts nothing");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_full_server_releases_what_it_can_not_hand_over() {
+    on_every_node(async |node| {
+        node.one(acquire(KEY, &value(1), LONG)).await;
+        node.backstage.set_full(true);
+        is_error(&node.one(hand_over(KEY, &value(1), &value(2), LONG)).await, "OOM");
+        node.backstage.set_full(false);
+        assert_eq!(node.one(inspect(KEY)).await, Reply::Absent);
+    })
+    .await;
+}
+
 /// All that a node tells of its counters, part by part.
 async fn told(node: &Subject) -> (u64, BTreeMap<u16, u64>) {
     let (mut all, mut from) = (BTreeMap::new(), Arc::from("0"));

@@ -68,6 +68,7 @@ impl Chance {
             3 => renew(key, &value, ttl(ttl_ms)),
             4 if self.one_in(4) => repair(key, &value, NodeTime { micros: now.micros - STEP_MS * 1_000 }),
             4 => repair(key, &value, now.plus_millis(ttl_ms)),
+            5 if self.one_in(2) => hand_over(key, &value, &self.value(), ttl(ttl_ms)),
             5 => check(key, &value),
             6 => inspect(key),
             _ => match self.0.random_range(0..6) {
@@ -191,6 +192,6 @@ async fn the_simulated_node_does_what_a_real_server_does() {
             compare(&mut simulated, &mut real, *seed, &mut total).await;
         }
         println!("{total:?}");
-        assert!(seeds.len() == 1 || (total.len() == 8 && total.values().all(|count| *count > 20)), "{total:?}");
+        assert!(seeds.len() == 1 || (total.len() == 9 && total.values().all(|count| *count > 20)), "{total:?}");
     }
 }

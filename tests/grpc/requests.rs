@@ -173,31 +173,81 @@ async fn a_retry_does_not_shorten_the_keys() {
     }
 }
 
+fn is_exhausted(status: &Status, words: &[&str]) {
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    let delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    assert!(delay.is_some_and(|delay| delay > Duration::ZERO), "{status:?}");
+    says(status.message(), words);
+}
+
 #[tokio::test]
 async fn too_many_requests_are_refused_and_served_again_later() {
     let cluster = Cluster::start(3);
     let other = Proxy::start_whole(&cluster, &[]).await;
-    let proxy = Proxy::start_whole(&cluster, &["--limits-max-inflight", "1"]).await;
+    let proxy = Proxy::start_whole(&cluster, &["--limits-max-inflight", "1", "--nodes-timeout", "30s"]).await;
     let held = granted(&mut other.client().await, AcquireRequest { ttl: seconds(240), ..want("orders/42") }).await;
 
     let mut client = proxy.client().await;
-    let waiting = call(&client, AcquireRequest { wait: seconds(200), ..want("orders/42") });
-    waiters(&proxy, 1).await;
+    // Waits for votes a tenth of its TTL.
+    cluster.nodes[..2].iter().for_each(Redis::stop);
+    let slow = call(&client, AcquireRequest { ttl: seconds(280), ..want("orders/44") });
+    until("a request", || async { (proxy.metric("redlock_inflight_requests").await == 1.0).then_some(()) }).await;
     let acquired = client.acquire(want("orders/43")).await.map(drop);
     let released = client.release(proto::ReleaseRequest { lock_id: held.lock_id.clone() }).await.map(drop);
     for status in [acquired, released].map(Result::unwrap_err) {
-        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
-        let delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
-        assert!(delay.is_some_and(|delay| delay > Duration::ZERO), "{status:?}");
-        says(status.message(), &["1", "max_inflight"]);
+        is_exhausted(&status, &["1", "max_inflight"]);
     }
+    cluster.nodes[..2].iter().for_each(Redis::resume);
+    let proto::acquire_response::Outcome::Granted(taken) = slow.await.unwrap().unwrap() else { panic!("contended") };
+    until("the other proxy to see the nodes", || async { (other.nodes().await.voting == 3).then_some(()) }).await;
     assert!(is_held(&mut other.client().await, &held.lock_id).await, "a refused release does nothing");
-
-    assert_eq!(release(&mut other.client().await, &held.lock_id).await, ReleaseOutcome::Released);
-    let proto::acquire_response::Outcome::Granted(taken) = waiting.await.unwrap().unwrap() else { panic!("contended") };
     // The slot is free again as soon as its request is over.
     until("a free slot", || async { (proxy.metric("redlock_inflight_requests").await == 0.0).then_some(()) }).await;
-    assert_eq!(release(&mut client, &taken.lock_id).await, ReleaseOutcome::Released);
-    assert!(other.nodes().await.nodes.iter().all(|node| node.queued == 0));
+    for lease in [taken, held] {
+        assert_eq!(release(&mut client, &lease.lock_id).await, ReleaseOutcome::Released);
+    }
+    cluster.no_key_left().await;
+}
+
+/// Whoever waits keeps nobody from releasing, and a line has an end.
+#[tokio::test]
+async fn a_line_is_first_in_first_out_and_bounded() {
+    let cluster = Cluster::start(3);
+    let flags = ["--limits-max-inflight", "2", "--limits-max-waiters-per-name", "5", "--limits-max-waiters", "6"];
+    let proxy = Proxy::start_whole(&cluster, &flags).await;
+    let mut client = proxy.client().await;
+    let held = granted(&mut client, AcquireRequest { ttl: seconds(240), ..want("orders/42") }).await;
+    let mut line = Vec::new();
+    for number in 1..=5 {
+        line.push(call(&client, AcquireRequest { wait: seconds(200), ttl: seconds(240), ..want("orders/42") }));
+        waiters(&proxy, number).await;
+    }
+    let patient = |name: &str| AcquireRequest { wait: seconds(200), ..want(name) };
+    is_exhausted(&client.acquire(patient("orders/42")).await.unwrap_err(), &["5", "max_waiters_per_name"]);
+    let get = client.get(proto::GetRequest { name: "orders/42".to_owned() }).await.unwrap().into_inner();
+    assert_eq!(get.waiters, 5);
+    let elsewhere = granted(&mut client, AcquireRequest { ttl: seconds(240), ..want("orders/43") }).await;
+    let sixth = call(&client, patient("orders/43"));
+    waiters(&proxy, 6).await;
+    is_exhausted(&client.acquire(patient("orders/44")).await.unwrap_err(), &["6", "max_waiters)"]);
+
+    let mut holder = held;
+    for (place, next) in line.into_iter().enumerate() {
+        let request = want("orders/42");
+        let response = client.acquire(request).await.unwrap().into_inner().outcome.unwrap();
+        let proto::acquire_response::Outcome::Contended(contended) = response else { panic!("{response:?}") };
+        assert_eq!(contended.place_in_line as usize, 5 - place);
+        assert_eq!(release(&mut client, &holder.lock_id).await, ReleaseOutcome::Released);
+        let next = next.await.unwrap().unwrap();
+        let proto::acquire_response::Outcome::Granted(next) = next else { panic!("{next:?}") };
+        assert!(token(&next) > token(&holder), "{next:?} after {holder:?}");
+        holder = next;
+    }
+    assert_eq!(proxy.metric("redlock_handovers_total").await, 5.0);
+    assert_eq!(release(&mut client, &holder.lock_id).await, ReleaseOutcome::Released);
+    assert_eq!(release(&mut client, &elsewhere.lock_id).await, ReleaseOutcome::Released);
+    let proto::acquire_response::Outcome::Granted(sixth) = sixth.await.unwrap().unwrap() else { panic!("contended") };
+    assert_eq!(release(&mut client, &sixth.lock_id).await, ReleaseOutcome::Released);
+    waiters(&proxy, 0).await;
     cluster.no_key_left().await;
 }

@@ -728,3 +728,120 @@ fn a_mailbox_s_places_all_come_back() {
     mailbox.set_reach(Reach::Down("gone".into()), now + Duration::from_secs(301));
     assert!(mailbox.is_idle());
 }
+
+/// Who releases, and who waits: both want to know.
+#[derive(Default)]
+struct Heir {
+    waiter: Caller,
+    releaser: Arc<Caller>,
+}
+
+impl ReplyTo for Heir {
+    fn on_sending(&self, node: usize) -> bool {
+        self.waiter.on_sending(node)
+    }
+
+    fn for_release(&self) -> Option<Arc<dyn ReplyTo>> {
+        Some(self.releaser.clone())
+    }
+
+    fn on_reply(&self, node: usize, reply: Reply, heard: Option<Heard>) {
+        self.waiter.on_reply(node, reply, heard);
+    }
+}
+
+fn hand_over(old: u128, new: u128) -> Op {
+    let ttl = Ttl::from_millis(10_000, Ttl::LONGEST).unwrap();
+    Op::HandOver { key: format!("lock:{old}").into(), old: value(old), new: value(new), ttl, bucket: None }
+}
+
+/// Protocol section 5: it carries the release, which is never dropped.
+#[tokio::test(start_paused = true)]
+async fn a_hand_over_that_is_not_sent_becomes_a_release() {
+    let mut scene = Scene::up().await;
+    scene.post(set(1));
+    let call = scene.call().await;
+    // One waits behind a call that becomes overdue, one is posted after that, one to a connection that breaks.
+    let heirs: Vec<Arc<Heir>> = (0..3).map(|_| Arc::default()).collect();
+    scene.link.post_acquire(hand_over(2, 12), heirs[0].clone(), Instant::now());
+    sleep(CALL + Duration::from_millis(1)).await;
+    scene.link.post_acquire(hand_over(3, 13), heirs[1].clone(), Instant::now());
+    for heir in &heirs[..2] {
+        assert_eq!(heir.waiter.only_unknown(), (WhyKind::Silent, false), "no vote, at once");
+    }
+    call.all_yes();
+    let call = scene.call().await;
+    assert_eq!(call.ops, [release(2), release(3)]);
+    call.all_yes();
+    settle().await;
+    for heir in &heirs[..2] {
+        assert_eq!(heir.releaser.replies(), [Reply::Yes]);
+        assert_eq!(heir.waiter.replies().len(), 1);
+    }
+    let connection = scene.server.connects();
+    scene.link.post_acquire(hand_over(4, 14), heirs[2].clone(), Instant::now());
+    assert_eq!(scene.call().await.ops, [hand_over(4, 14)]);
+    scene.server.break_connection();
+    let call = scene.call().await;
+    assert_eq!((call.connection, &call.ops[..]), (connection + 1, &[release(4)][..]), "never sent twice");
+    assert!(matches!(heirs[2].waiter.only_unknown(), (WhyKind::ConnectionLost(_), true)));
+    call.all_yes();
+    settle().await;
+    assert_eq!(heirs[2].releaser.replies().last(), Some(&Reply::Yes));
+    assert_eq!(heirs[2].waiter.replies().len(), 1);
+    assert!(scene.link.is_idle());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hand_over_that_is_taken_back_leaves_its_release() {
+    let mut scene = Scene::up().await;
+    let plug = scene.post(set(1));
+    let call = scene.call().await;
+    let heir: Arc<Heir> = Arc::default();
+    scene.link.post_acquire(hand_over(2, 12), heir.clone(), Instant::now());
+    heir.waiter.withdrawn.store(true, Ordering::Relaxed);
+    call.all_yes();
+    let call = scene.call().await;
+    assert_eq!(call.ops, [release(2)]);
+    call.all_yes();
+    settle().await;
+    assert_eq!((plug.replies().len(), heir.waiter.replies(), heir.releaser.replies()), (1, vec![], vec![Reply::Yes]));
+}
+
+/// It holds the waiter's value and may have forgotten others: no vote.
+#[tokio::test(start_paused = true)]
+async fn a_hand_over_is_no_vote_where_the_node_may_not_vote() {
+    let charter = Charter {
+        nodes: vec!["n0".into()],
+        counter: CounterKind::Designated,
+        max_ttl: Ttl::from_millis(10_000, Ttl::LONGEST).unwrap(),
+        drift: DriftFactor::DEFAULT,
+        bootstrap: false,
+    };
+    for (state, votes) in [("", true), (" joining=aa because=restarted since_ms=0", false)] {
+        let marker = format!("redlockd/1 run_id=first{state} max_ttl_ms=10000 counter=designated listed_ms=0 nodes=n0");
+        let roster = Roster::new(charter.clone(), Quorum::of(1).unwrap(), Instant::now());
+        let mut scene = Scene::at(0, Some(Seat::new(&roster, 0)));
+        scene.run();
+        settle().await;
+        scene.call().await.answer_marked(&marker, vec![Reply::Absent]);
+        settle().await;
+        let heir: Arc<Heir> = Arc::default();
+        scene.link.post_acquire(hand_over(1, 2), heir.clone(), Instant::now());
+        let call = scene.call().await;
+        assert_eq!(call.ops[0], hand_over(1, 2));
+        let handed = Reply::HandedOver { released: true, number: None, no_vote: None };
+        let mut replies = vec![Reply::Absent; call.ops.len()];
+        replies[0] = handed.clone();
+        call.answer_marked(&marker, replies);
+        settle().await;
+        match &heir.waiter.replies()[..] {
+            [reply] if *reply == handed => assert!(votes),
+            [Reply::HandedOver { released: true, no_vote: Some(_), .. }] => {
+                assert!(!votes);
+                assert_eq!(scene.link.status().votes_lost, 1);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}

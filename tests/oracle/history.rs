@@ -67,6 +67,21 @@ pub struct Call {
     pub due: At,
 }
 
+/// A caller in line for a lock.
+#[derive(Clone, Debug)]
+pub struct Wait {
+    /// Of which proxy, in which of its lives, for which name.
+    pub line: String,
+    /// Who, for people.
+    pub client: String,
+    /// When it came.
+    pub joined: At,
+    /// When it got the lock.
+    pub got: Option<At>,
+    /// When it left, with or without it.
+    pub left: Option<At>,
+}
+
 /// What the nodes that granted or renewed a lease keep of it.
 #[derive(Clone, Debug)]
 pub struct Promise {
@@ -163,6 +178,8 @@ pub struct History {
     pub writes: Vec<Write>,
     /// Every call.
     pub calls: Vec<Call>,
+    /// Every caller in line; empty where nobody can look into the proxies.
+    pub waits: Vec<Wait>,
     /// What was promised and what was kept; empty where nobody can look into the nodes.
     pub promises: Vec<Promise>,
     /// Every removal; empty where nobody can look into the nodes.

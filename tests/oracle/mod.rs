@@ -9,6 +9,7 @@ use std::fmt;
 use history::History;
 
 mod exclusion;
+mod fifo;
 mod leftovers;
 mod liveness;
 mod ownership;
@@ -54,6 +55,7 @@ pub fn judge(history: &History, assumptions: Assumptions) -> Vec<Violation> {
     found.extend(register::check(history));
     found.extend(liveness::check(history));
     found.extend(recovery::check(history));
+    found.extend(fifo::check(history));
     if assumptions != Assumptions::Broken {
         found.extend(exclusion::check(history));
     }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::history::{Call, Denial, Held, History, Intrusion, Lease, Leftover, Promise, Recovery, Removal, Write};
+use super::history::{Call, Denial, Held, History, Intrusion, Lease, Leftover, Promise, Recovery, Removal, Wait, Write};
 use super::{Assumptions, Violation, judge, overlaps, stale_writes_taken};
 
 fn at(ms: u64) -> Duration {
@@ -21,6 +21,10 @@ fn lease(client: &str, token: u64, granted: u64, until: u64) -> Lease {
     }
 }
 
+fn wait(joined: u64, got: Option<u64>, left: Option<u64>) -> Wait {
+    Wait { line: "a".to_owned(), client: "one".to_owned(), joined: at(joined), got: got.map(at), left: left.map(at) }
+}
+
 fn write(lease: usize, token: u64, ms: u64, accepted: bool) -> Write {
     Write { at: at(ms), name: "a".to_owned(), lease, token, accepted }
 }
@@ -31,6 +35,14 @@ fn good() -> History {
         leases: vec![lease("one", 7, 10, 100), lease("two", 8, 110, 200)],
         writes: vec![write(0, 7, 50, true), write(1, 8, 150, true), write(0, 7, 160, false), write(1, 8, 170, true)],
         calls: vec![Call { what: "acquire".to_owned(), sent: at(1), answered: Some(at(13)), due: at(20) }],
+        // In order; one that left without it; one that came later and one of another line that still wait.
+        waits: vec![
+            wait(10, Some(20), Some(20)),
+            wait(11, None, Some(25)),
+            wait(12, Some(30), Some(30)),
+            wait(13, None, None),
+            Wait { line: "b".to_owned(), ..wait(5, None, None) },
+        ],
         promises: vec![Promise { lease: 0, until: at(100), kept_until: at(100) }],
         removals: vec![Removal {
             at: at(99),
@@ -172,6 +184,13 @@ fn a_key_that_no_fault_explains_is_rejected() {
 fn a_name_that_stays_locked_is_rejected() {
     rejects("recovery", HoldsIn::Broken, |history| history.recoveries[0].granted = None);
     rejects("recovery", HoldsIn::Broken, |history| history.recoveries[0].granted = Some(at(401)));
+}
+
+#[test]
+fn whoever_overtakes_in_line_is_rejected() {
+    rejects("fifo", HoldsIn::Broken, |history| history.waits[1].left = Some(at(31)));
+    rejects("fifo", HoldsIn::Broken, |history| history.waits[1].left = None);
+    rejects("fifo", HoldsIn::Broken, |history| history.waits[3].joined = at(11));
 }
 
 #[test]

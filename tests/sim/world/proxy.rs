@@ -24,7 +24,7 @@ use redlockd::node::roster::{Roster, Seat};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::oracle::history::{At, Call, LeaseId, Promise};
+use crate::oracle::history::{At, Call, LeaseId, Promise, Wait};
 
 use super::clock::Gate;
 use super::env::SimEnv;
@@ -203,6 +203,7 @@ impl Proxy {
             deadline: None,
         };
         let _admission = self.coordinator.admit(!want.wait.is_zero()).expect("fewer clients than that");
+        let mut waits = (!want.wait.is_zero()).then(|| self.stand_in_line(want));
         let outcome = tokio::select! {
             biased;
             outcome = self.coordinator.acquire(spec) => outcome,
@@ -212,6 +213,8 @@ impl Proxy {
             }
         };
         drop(entered);
+        waits.iter_mut().filter(|_| outcome.is_ok()).for_each(Waits::got);
+        drop(waits);
         let grant = match outcome {
             Ok(grant) => grant,
             Err(failure) => return Some(Err(label(&failure))),
@@ -301,6 +304,15 @@ impl Proxy {
         outcome
     }
 
+    fn stand_in_line(&self, want: &Want) -> Waits<'_> {
+        let name = want.name.as_str();
+        // A proxy that is started again is another one.
+        let line = format!("{name} at proxy {} of {:p}", self.number, Arc::as_ptr(&self.coordinator));
+        let waits = &mut self.shared.state().history.waits;
+        waits.push(Wait { line, client: want.client.clone(), joined: self.shared.now(), got: None, left: None });
+        Waits { shared: &self.shared, number: waits.len() - 1 }
+    }
+
     fn enter(&self, what: String, bound: Duration) -> Entered<'_> {
         let sent = self.shared.now();
         let mut state = self.shared.state();
@@ -313,6 +325,29 @@ impl Proxy {
         let call = state.history.calls.len() - 1;
         self.open.lock().expect("nobody panics with it").insert(call);
         Entered { proxy: self, call }
+    }
+}
+
+/// Somebody in line, until it is dropped.
+struct Waits<'a> {
+    shared: &'a Shared,
+    number: usize,
+}
+
+impl Waits<'_> {
+    fn got(&mut self) {
+        let now = self.shared.now();
+        self.shared.state().history.waits[self.number].got = Some(now);
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        let now = self.shared.now();
+        // The history is gone when what is left of a run is dropped.
+        if let Some(wait) = self.shared.state().history.waits.get_mut(self.number) {
+            wait.left = Some(now);
+        }
     }
 }
 

@@ -117,7 +117,8 @@ pub fn execute(shared: &Shared, wire: &Wire, batch: &[Op], by: ScriptBy) -> Resu
                 if let Some(why) = excuse(state, wire, &value) {
                     state.excused.insert((wire.site, value.clone()), why);
                 }
-                over.map(|over| Removal { by: superseding(&text(&over), &value), ..removal(wire, now, key, text(&over)) })
+                let over = over.as_deref().map(text);
+                over.map(|over| Removal { by: in_place_of(batch, &key, &over, &value), ..removal(wire, now, key, over) })
             }
             Change::Deleted { key, value } if key.starts_with("lock:") => {
                 let value = text(&value);
@@ -150,6 +151,7 @@ fn shown(batch: &[Op], outcome: &Result<Replies, WireError>) -> String {
     let one = |(op, reply): (&Op, &Reply)| {
         let (what, value) = match op {
             Op::Acquire { value, ttl, .. } => (format!("acquire {}ms", ttl.as_millis()), value.as_str()),
+            Op::HandOver { old, new, ttl, .. } => (format!("hand over {}ms {}", ttl.as_millis(), old.as_str()), new.as_str()),
             Op::Release { value, .. } => ("release".to_owned(), value.as_str()),
             Op::Renew { value, ttl, .. } => (format!("renew {}ms", ttl.as_millis()), value.as_str()),
             Op::Repair { value, .. } => ("repair".to_owned(), value.as_str()),
@@ -189,7 +191,7 @@ fn by_whom(batch: &[Op], key: &str, stood: &str) -> String {
         .iter()
         .filter(|op| &**op.key() == key)
         .filter_map(|op| match op {
-            Op::Release { value, .. } => Some((value.as_str().to_owned(), ())),
+            Op::Release { value, .. } | Op::HandOver { old: value, .. } => Some((value.as_str().to_owned(), ())),
             _ => None,
         })
         .collect();
@@ -197,6 +199,15 @@ fn by_whom(batch: &[Op], key: &str, stood: &str) -> String {
         return stood.to_owned();
     }
     values.into_keys().next().unwrap_or_else(|| "no release".to_owned())
+}
+
+/// In whose name `value` takes the place of `stood`: of whoever releases it to hand it over, if the batch does that.
+fn in_place_of(batch: &[Op], key: &str, stood: &str, value: &str) -> String {
+    let handed = batch.iter().find_map(|op| match op {
+        Op::HandOver { old, new, .. } if &**op.key() == key && new.as_str() == value => Some(old.as_str().to_owned()),
+        _ => None,
+    });
+    handed.unwrap_or_else(|| superseding(stood, value))
 }
 
 /// In whose name `by` takes the place of `stood`: a value may do that to one of the same request with a lower attempt.
