@@ -4,9 +4,10 @@
 -- ARGV   the waiter's value, its TTL in ms, the value that is released; Y: the bucket before the last
 -- Reply  {1} the released value was there, and the waiter's is now; {2} nothing was there, and the waiter's is now
 --        Y: {1 or 2, number} where the bucket of the quorum counter stands now
+--        {3 or 4, error} as 1 or 2, but the waiter's could not be set (a full server, no counters), and nothing is there
 --        {value, ms} somebody else's is there
 --
--- It carries the release: where the waiter's value can not be set (a full server), the released one is gone all the same.
+-- It carries the release: where the waiter's value can not be set, the released one is gone all the same.
 -- A script, because between the release and the grant nobody may take the key.
 -- Not repeated after a lost reply: it becomes a release of the old value.
 
@@ -16,7 +17,7 @@ local function hand_over(key, old, set)
   local ok, number = pcall(set)
   if not ok then
     if stored then call('DEL', key) end
-    error(number, 0)
+    return {stored and 3 or 4, type(number) == 'table' and number.err or tostring(number)}
   end
   return {stored and 1 or 2, number}
 end

@@ -119,8 +119,13 @@ impl Grant {
         }
     }
 
+    /// Whether it came with the release of the holder before.
+    pub(super) fn inherits(&self) -> bool {
+        self.ballot.inherits
+    }
+
     /// What others are told meanwhile.
-    fn held(&self) -> AcquireFailure {
+    pub(super) fn held(&self) -> AcquireFailure {
         let ends = self.ballot.started + self.ballot.ttl.as_duration();
         let retry_after = ends.saturating_duration_since(self.ballot.coordinator.env.now());
         AcquireFailure::Contended { owner: self.ballot.owner.clone(), retry_after, line: LineView::default() }
@@ -165,25 +170,9 @@ struct BallotState {
     round: AcquireRound,
     /// With the quorum counter: what the nodes counted.
     counts: Option<Counts>,
-    /// Nodes that had the released value, and have ours in its place.
-    swapped: usize,
-    early: Early,
     /// Reserved in each mailbox for the release that may be needed.
     places: Vec<Option<Place>>,
     result: Option<VoteResult>,
-}
-
-/// The token of a ballot that inherits: asked for together with the votes. If a quorum had the released value, nobody else can
-/// have held the lock in between, so it is above all earlier ones (protocol section 5); else it is not used.
-#[derive(Default)]
-enum Early {
-    /// Not asked for.
-    #[default]
-    No,
-    Asked,
-    Came(Result<Token, WhyKind>),
-    /// A quorum had the released value, and waits for the token.
-    Awaited,
 }
 
 /// How a vote ended.
@@ -205,7 +194,6 @@ impl Ballot {
             Step::GiveUp(loss) => self.conclude(VoteResult::Lost(loss)),
             // The ballot is alive: whoever calls this holds it.
             Step::Grant => match (&self.coordinator.counter, self.this.upgrade()) {
-                (Counter::Designated(_), Some(_)) if self.takes_early_token() => {}
                 (Counter::Designated(fence), Some(this)) => fence.request(this),
                 (Counter::Quorum, Some(this)) => {
                     let count = self.lock().counts.as_mut().map(Counts::on_quorum);
@@ -239,26 +227,6 @@ impl Ballot {
                 }
             }
         }
-    }
-
-    /// Whether the token that was asked for together with the votes is the one. If it is there, this was it.
-    fn takes_early_token(&self) -> bool {
-        let token = {
-            let state = &mut *self.lock();
-            if !self.coordinator.settings.quorum.reached(state.swapped) {
-                return false;
-            }
-            match std::mem::take(&mut state.early) {
-                Early::No => return false,
-                Early::Came(token) => token,
-                Early::Asked | Early::Awaited => {
-                    state.early = Early::Awaited;
-                    return true;
-                }
-            }
-        };
-        self.conclude(VoteResult::Quorum(token));
-        true
     }
 
     fn conclude(&self, result: VoteResult) {
@@ -321,9 +289,6 @@ impl ReplyTo for Ballot {
             if let Reply::Counted { number } | Reply::HandedOver { number: Some(number), no_vote: None, .. } = reply {
                 state.counts.iter_mut().for_each(|counts| counts.on_yes(node, number));
             }
-            if let Reply::HandedOver { released: true, no_vote: None, .. } = reply {
-                state.swapped += 1;
-            }
             state.round.on_reply(node, reply)
         };
         self.advance(step);
@@ -345,21 +310,6 @@ impl ReplyTo for Raise {
 impl TokenTo for Ballot {
     fn on_token(&self, token: Result<Token, WhyKind>) {
         self.conclude(VoteResult::Quorum(token));
-    }
-}
-
-/// The token that a ballot asked for before it had its quorum.
-struct EarlyToken(Arc<Ballot>);
-
-impl TokenTo for EarlyToken {
-    fn on_token(&self, token: Result<Token, WhyKind>) {
-        let state = &mut *self.0.lock();
-        if let Early::Awaited = state.early {
-            state.result = Some(VoteResult::Quorum(token));
-            self.0.decided.notify_one();
-        } else {
-            state.early = Early::Came(token);
-        }
     }
 }
 
@@ -467,15 +417,20 @@ async fn stand_in_line(
             Turn::Wait(until) => until,
             Turn::Over(failure) => return Some(Err(failure)),
             Turn::Try(ballot) => {
+                let inherits = ballot.inherits;
                 let failure = match finish(coordinator, spec, ballot, answer).await {
                     Tried::Granted(grant) => {
-                        line.granted(grant.held());
+                        line.granted(&grant);
                         return Some(Ok(grant));
                     }
                     Tried::Abandoned => return None,
                     Tried::Failed(failure) => failure,
                 };
                 line.failed(&failure);
+                // What was known before says nothing of how long to wait now.
+                if inherits {
+                    patience.failures = 0;
+                }
                 let now = coordinator.env.now();
                 if matches!(failure, AcquireFailure::Deadline | AcquireFailure::Draining) || now >= patience.wait_ends {
                     return Some(Err(failure));
@@ -645,10 +600,6 @@ pub(super) fn hand_over(
     };
     let places = coordinator.links.iter().map(post).collect();
     ballot.lock().places = places;
-    if let Counter::Designated(fence) = &coordinator.counter {
-        ballot.lock().early = Early::Asked;
-        fence.request(Arc::new(EarlyToken(ballot.clone())));
-    }
     ballot
 }
 
@@ -671,8 +622,6 @@ fn prepare(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, inherits: bool) -
         state: Mutex::new(BallotState {
             round: AcquireRound::new(coordinator.settings.quorum),
             counts: bucket.map(|_| Counts::new(coordinator.settings.quorum)),
-            swapped: 0,
-            early: Early::No,
             places: Vec::new(),
             result: None,
         }),

@@ -9,10 +9,10 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::engine::lease::LockName;
-use crate::engine::line::{Full, LineBounds, Lines, Next, Ticket};
+use crate::engine::line::{Full, HowWon, LineBounds, Lines, Next, Ticket};
 
 use super::Coordinator;
-use super::attempt::{AcquireFailure, AcquireSpec, Ballot};
+use super::attempt::{AcquireFailure, AcquireSpec, Ballot, Grant};
 
 /// So many turns in a row, and waiters at other proxies get theirs.
 const TURNS_IN_A_ROW: u32 = 16;
@@ -187,16 +187,19 @@ impl InLine {
         self.lines().on_try(self.name())
     }
 
-    /// It has asked in vain, or what was handed over did not arrive.
+    /// It has asked in vain, or what was handed over did not arrive. What it was told is news for those behind it, unless it
+    /// comes of what this one wanted.
     pub fn failed(&self, failure: &AcquireFailure) {
-        let news = News { failure: failure.clone(), at: self.coordinator.now() };
+        let is_news = matches!(failure, AcquireFailure::Contended { .. } | AcquireFailure::NoQuorum(_));
+        let news = is_news.then(|| News { failure: failure.clone(), at: self.coordinator.now() });
         self.lines().on_failure(self.name(), news);
     }
 
     /// It has got the lock: whoever is next need not ask whether it is free.
-    pub fn granted(&self, held: AcquireFailure) {
+    pub fn granted(&self, grant: &Grant) {
         let (waiting, at) = (&self.coordinator.waiting, self.coordinator.now());
-        self.lines().on_turn(self.name(), News { failure: held, at }, at - waiting.epoch);
+        let turn = if grant.inherits() { HowWon::HandedOver } else { HowWon::Free };
+        self.lines().on_turn(self.name(), turn, News { failure: grant.held(), at }, at - waiting.epoch);
     }
 }
 
@@ -204,7 +207,8 @@ impl Drop for InLine {
     fn drop(&mut self) {
         let next = self.lines().leave(self.name(), self.ticket);
         next.iter().for_each(|next| next.woken.notify_one());
-        if let Call::Handed(ballot) = std::mem::replace(&mut *self.waiter.call(), Call::Gone) {
+        let call = std::mem::replace(&mut *self.waiter.call(), Call::Gone);
+        if let Call::Handed(ballot) = call {
             ballot.abandon();
         }
     }

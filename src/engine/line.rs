@@ -51,6 +51,15 @@ pub enum Next<W> {
     Nobody,
 }
 
+/// How the head of a line got the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HowWon {
+    /// It was handed over by somebody who released it here.
+    HandedOver,
+    /// It was free, so that others could have had it.
+    Free,
+}
+
 /// The weight of the newest turn in the mean: of about the last eight.
 const NEWEST: u32 = 8;
 
@@ -61,7 +70,7 @@ struct Line<W, N> {
     /// When the lock last went to somebody in this line, and how long a turn takes: a moving mean.
     last_turn: Option<Duration>,
     turn: Option<Duration>,
-    /// How often in a row it did.
+    /// How often in a row it was handed over within this line.
     in_a_row: u32,
     /// The head has an attempt under way.
     trying: bool,
@@ -129,13 +138,13 @@ impl<W: Clone, N: Clone> Lines<W, N> {
     }
 
     /// The head of the line got the lock; `news` of it for those behind. `now` on any clock that does not go back.
-    pub fn on_turn(&mut self, name: &LockName, news: N, now: Duration) {
+    pub fn on_turn(&mut self, name: &LockName, how: HowWon, news: N, now: Duration) {
         let Some(line) = self.lines.get_mut(name) else { return };
         if let Some(last) = line.last_turn.replace(now) {
             let took = now.saturating_sub(last);
             line.turn = Some(line.turn.map_or(took, |mean| (mean * (NEWEST - 1) + took) / NEWEST));
         }
-        line.in_a_row += 1;
+        line.in_a_row = if how == HowWon::HandedOver { line.in_a_row + 1 } else { 0 };
         line.news = Some(news);
     }
 
@@ -144,11 +153,10 @@ impl<W: Clone, N: Clone> Lines<W, N> {
         self.lines.get_mut(name).is_some_and(|line| !std::mem::replace(&mut line.trying, true))
     }
 
-    /// The head of the line tried in vain: somebody else has had a turn.
-    pub fn on_failure(&mut self, name: &LockName, news: N) {
+    /// The head of the line tried in vain. Who has the lock instead may be somebody of this line.
+    pub fn on_failure(&mut self, name: &LockName, news: Option<N>) {
         let Some(line) = self.lines.get_mut(name) else { return };
-        (line.in_a_row, line.trying) = (0, false);
-        line.news = Some(news);
+        (line.trying, line.news) = (false, news);
     }
 
     /// The lock is being released through this proxy. `limit`: so many turns in a row for this line, and others get theirs.
@@ -257,45 +265,62 @@ mod tests {
     }
 
     #[test]
-    fn news_last_until_something_happens_and_others_get_their_turn() {
+    fn news_last_until_something_happens() {
         let mut lines = Lines::new(BOUNDS);
         let a = name("a");
         let first = lines.join(&a, 1).unwrap();
-        let second = lines.join(&a, 2).unwrap();
+        lines.join(&a, 2).unwrap();
         assert_eq!(lines.news(&a), None);
-        lines.on_failure(&a, "held");
+        lines.on_failure(&a, Some("held"));
         assert_eq!(lines.news(&a), Some("held"));
         assert_eq!(lines.on_release(&a, 2), Next::Heir(1));
         assert_eq!(lines.news(&a), None);
-        lines.on_turn(&a, "ours", Duration::ZERO);
+        lines.on_turn(&a, HowWon::HandedOver, "ours", Duration::ZERO);
         assert_eq!(lines.leave(&a, first), Some(2));
         assert_eq!(lines.news(&a), Some("ours"), "for the new head");
-        assert_eq!(lines.on_release(&a, 2), Next::Heir(2), "one turn");
-        lines.join(&a, 3).unwrap();
-        lines.on_turn(&a, "ours", Duration::ZERO);
-        assert_eq!(lines.leave(&a, second), Some(3));
-        assert_eq!(lines.on_release(&a, 2), Next::Yields(3), "two in a row");
-        assert_eq!(lines.on_release(&a, 2), Next::Heir(3), "they have had theirs");
-        lines.on_failure(&a, "lost on the way");
-        assert_eq!(lines.on_freed(&a), Some(3));
+        assert_eq!(lines.on_freed(&a), Some(2));
         assert_eq!(lines.news(&a), None);
-        lines.on_turn(&a, "ours", Duration::ZERO);
-        lines.on_failure(&a, "theirs");
-        lines.on_turn(&a, "ours", Duration::ZERO);
-        assert_eq!(lines.on_release(&a, 2), Next::Heir(3), "somebody else has had a turn");
+        lines.on_failure(&a, None);
+        assert_eq!(lines.news(&a), None);
         assert_eq!(lines.on_release(&name("b"), 2), Next::Nobody);
+    }
+
+    #[test]
+    fn a_line_yields_after_turns_in_a_row_however_often_its_head_has_looked_meanwhile() {
+        let mut lines = Lines::new(LineBounds { per_name: 100, in_all: 100 });
+        let a = name("a");
+        let mut line: VecDeque<Ticket> = (0..20).map(|who| lines.join(&a, who).unwrap()).collect();
+        let mut yields = 0;
+        for turn in 0..20 {
+            lines.on_failure(&a, Some("held by our own"));
+            let how = match lines.on_release(&a, 4) {
+                Next::Heir(who) => {
+                    assert_eq!(who, turn);
+                    HowWon::HandedOver
+                }
+                Next::Yields(who) => {
+                    assert_eq!((who, turn % 5), (turn, 4));
+                    yields += 1;
+                    HowWon::Free
+                }
+                next => panic!("{next:?}"),
+            };
+            lines.on_turn(&a, how, "ours", Duration::ZERO);
+            lines.leave(&a, line.pop_front().unwrap());
+        }
+        assert_eq!(yields, 4);
     }
 
     /// Protocol section 5: never to a waiter that has an attempt of its own under way.
     #[test]
     fn nothing_is_handed_to_who_is_trying() {
-        let mut lines = Lines::new(BOUNDS);
+        let mut lines = Lines::<_, ()>::new(BOUNDS);
         let a = name("a");
         let first = lines.join(&a, 1).unwrap();
         assert!(lines.on_try(&a));
         assert!(!lines.on_try(&a));
         assert_eq!(lines.on_release(&a, 2), Next::Trying(1));
-        lines.on_failure(&a, ());
+        lines.on_failure(&a, None);
         assert_eq!(lines.on_release(&a, 2), Next::Heir(1));
         assert_eq!(lines.on_release(&a, 2), Next::Trying(1), "it has one now");
         lines.join(&a, 2).unwrap();
@@ -309,10 +334,10 @@ mod tests {
         let a = name("a");
         (0..50).for_each(|who| assert!(lines.join(&a, who).is_ok()));
         assert_eq!(lines.expected(&a, 0), None);
-        (0..=10).for_each(|turn| lines.on_turn(&a, (), Duration::from_millis(20 * turn)));
+        (0..=10).for_each(|turn| lines.on_turn(&a, HowWon::Free, (), Duration::from_millis(20 * turn)));
         assert_eq!(lines.expected(&a, 0), Some(Duration::from_millis(20)));
         assert_eq!(lines.expected(&a, 9), Some(Duration::from_millis(200)));
-        lines.on_turn(&a, (), Duration::from_millis(200 + 100));
+        lines.on_turn(&a, HowWon::Free, (), Duration::from_millis(200 + 100));
         assert_eq!(lines.expected(&a, 0), Some(Duration::from_millis(30)), "an eighth of what is more");
     }
 

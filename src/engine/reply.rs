@@ -35,14 +35,14 @@ pub enum Reply {
         /// The number.
         number: u64,
     },
-    /// The waiter's value is set in place of the one that was released.
+    /// The released value is gone, and the waiter's is in its place.
     HandedOver {
         /// Whether that one was there; else nothing was.
         released: bool,
         /// With the quorum counter: where the name's bucket stands now.
         number: Option<u64>,
-        /// Why it is no vote for the waiter, although its value is there.
-        no_vote: Option<Standing>,
+        /// Why it is no vote for the waiter: its value could not be set, or its node may not vote.
+        no_vote: Option<WhyKind>,
     },
     /// A part of a node's quorum counter.
     Counters {

@@ -78,9 +78,7 @@ impl AcquireRound {
     pub fn on_reply(&mut self, node: NodeIndex, reply: Reply) -> Step {
         let vote = match reply {
             Reply::Yes | Reply::Counted { .. } | Reply::HandedOver { no_vote: None, .. } => Vote::Yes,
-            Reply::HandedOver { no_vote: Some(standing), .. } => {
-                Vote::Unknown(Why { kind: WhyKind::NoVote(standing), may_have_landed: true })
-            }
+            Reply::HandedOver { no_vote: Some(kind), .. } => Vote::Unknown(Why { kind, may_have_landed: true }),
             Reply::Other(stored) => Vote::No(stored),
             Reply::Unknown(why) if mutant!("error-is-yes") && why.may_have_landed => Vote::Yes,
             Reply::Unknown(why) => Vote::Unknown(why),
@@ -255,8 +253,10 @@ impl LeaseRound {
     pub fn on_reply(&mut self, node: NodeIndex, reply: Reply) -> Option<Verdict> {
         let stands = match &self.replies[node] {
             None => false,
-            // "Not there" may be the work of the first time.
-            Some(Reply::Unknown(why)) => self.is_release && why.may_have_landed && reply == Reply::Absent,
+            // "Not there" may be the work of the first time, and so it stays if the second is lost too.
+            Some(Reply::Unknown(why)) => {
+                self.is_release && why.may_have_landed && matches!(reply, Reply::Absent | Reply::Unknown(_))
+            }
             Some(_) => true,
         };
         if !stands {
@@ -315,7 +315,8 @@ fn describe_reply(reply: &Option<Reply>) -> String {
         Some(Reply::Unknown(why)) => why.kind.to_string(),
         Some(Reply::Yes) => "yes".to_owned(),
         Some(Reply::Held { left_ms }) => format!("holds it for another {left_ms} ms"),
-        Some(Reply::Absent) => "does not hold it".to_owned(),
+        Some(Reply::HandedOver { released: true, .. }) => "has released it".to_owned(),
+        Some(Reply::Absent | Reply::HandedOver { released: false, .. }) => "does not hold it".to_owned(),
         Some(Reply::Other(stored)) => describe(stored),
         Some(_) => out_of_place().kind.to_string(),
     }

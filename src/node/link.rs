@@ -602,8 +602,10 @@ impl Link {
             if let (Reply::HandedOver { no_vote: vote, .. }, Some(standing)) = (&mut reply, &no_vote)
                 && !mutant!("handover-counts-quarantined-nodes")
             {
-                *vote = Some(standing.clone());
-                self.note_lost_vote();
+                if vote.is_none() {
+                    self.note_lost_vote();
+                }
+                *vote = Some(WhyKind::NoVote(standing.clone()));
             }
             // Where the marker does not know of our longest lease, a renewal must not outlast what it knows of.
             if let (Op::Renew { .. }, Reply::Held { .. }, Some(standing @ (Standing::Foreign(_) | Standing::Raising))) =

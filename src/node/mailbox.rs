@@ -141,15 +141,20 @@ impl Mailbox {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_place(&self) -> Option<Place> {
+    fn take_place(&self, places: usize) -> Option<Place> {
         let place = Place(self.places_taken.clone());
-        (self.places_taken.fetch_add(1, Ordering::Relaxed) < self.places).then_some(place)
+        (self.places_taken.fetch_add(1, Ordering::Relaxed) < places).then_some(place)
+    }
+
+    /// Whatever is asked for, a release finds room: there is as much again for releases only.
+    fn places_for(&self, op: &Op) -> usize {
+        if op.is_release() { 2 * self.places } else { self.places }
     }
 
     /// Queues an operation. If it can not be sent now, it is answered unknown at once; a release is kept all the same,
     /// for when the node can be reached, unless too many are.
     pub fn post(&self, op: Op, reply_to: Arc<dyn ReplyTo>, now: Instant) {
-        match self.take_place() {
+        match self.take_place(self.places_for(&op)) {
             Some(place) => self.enqueue(op, reply_to, place, now, KEPT_RELEASES),
             None => self.refuse(&*reply_to, WhyKind::MailboxFull),
         }
@@ -157,8 +162,12 @@ impl Mailbox {
 
     /// Queues a SET or a hand-over together with the place of its release, which the caller keeps for [`Mailbox::post_in`].
     pub fn post_acquire(&self, op: Op, reply_to: Arc<dyn ReplyTo>, now: Instant) -> Option<Place> {
-        let (Some(place), Some(reserved)) = (self.take_place(), self.take_place()) else {
+        let (Some(place), Some(reserved)) = (self.take_place(self.places), self.take_place(self.places)) else {
             self.refuse(&*reply_to, WhyKind::MailboxFull);
+            // What is released is not kept because there is no room for whoever comes next.
+            if let (Some(release), Some(to)) = (op.release_of(), reply_to.for_release()) {
+                self.post(release, to, now);
+            }
             return None;
         };
         self.enqueue(op, reply_to, place, now, KEPT_RELEASES);
@@ -289,7 +298,7 @@ fn releases_first(batch: Vec<Entry>) -> Vec<Entry> {
     if !batch.iter().any(|entry| entry.op.is_release()) || batch.iter().all(|entry| entry.op.is_release()) {
         return batch;
     }
-    let in_use: HashSet<LockValue> = batch.iter().filter_map(|entry| entry.op.goes_before_release_of().cloned()).collect();
+    let in_use: HashSet<LockValue> = batch.iter().flat_map(|entry| entry.op.goes_before_release_of().cloned()).collect();
     let overtakes = mutant!("release-overtakes-its-set");
     let may_go_first = |entry: &Entry| matches!(&entry.op, Op::Release { value, .. } if overtakes || !in_use.contains(value));
     let (mut ordered, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(may_go_first);

@@ -236,17 +236,18 @@ impl Op {
         }
     }
 
-    /// The value that has to be as it was when this was posted: a release of it must not be sent before.
-    pub fn goes_before_release_of(&self) -> Option<&LockValue> {
-        match self {
+    /// The values that have to be as they were when this was posted: a release of them must not be sent before.
+    pub fn goes_before_release_of(&self) -> impl Iterator<Item = &LockValue> {
+        let (one, other) = match self {
+            Self::HandOver { old, new, .. } => (Some(new), Some(old)),
             Self::Acquire { value, .. }
-            | Self::HandOver { new: value, .. }
             | Self::Repair { value, .. }
             | Self::Renew { value, .. }
             | Self::RaiseBucket { value, .. }
-            | Self::Check { value, .. } => Some(value),
-            _ => None,
-        }
+            | Self::Check { value, .. } => (Some(value), None),
+            _ => (None, None),
+        };
+        one.into_iter().chain(other)
     }
 }
 

@@ -183,16 +183,15 @@ fn entry(op: &Op, raw: Raw) -> Reply {
     }
 }
 
-/// The waiter's value is there.
+/// What was released is gone, and the waiter's value there, or not.
 fn handed_over(list: &[Raw]) -> Reply {
-    let number = match list {
-        [_] => Some(None),
-        [_, Raw::Integer(number)] => u64::try_from(*number).ok().map(Some),
-        _ => None,
-    };
-    match (list, number) {
-        ([Raw::Integer(found @ (1 | 2)), ..], Some(number)) => {
-            Reply::HandedOver { released: *found == 1, number, no_vote: None }
+    let of = |released, number, no_vote| Reply::HandedOver { released, number, no_vote };
+    match list {
+        [Raw::Integer(found @ (1 | 2))] => of(*found == 1, None, None),
+        [Raw::Integer(found @ (1 | 2)), Raw::Integer(number)] => of(*found == 1, (*number).try_into().ok(), None),
+        [Raw::Integer(found @ (3 | 4)), Raw::Bytes(error)] => {
+            let error = String::from_utf8_lossy(error).trim_end().to_owned();
+            of(*found == 3, None, Some(WhyKind::ServerError(error.into())))
         }
         _ => server_error(format!("a hand-over of an unknown form: {list:?}")),
     }

@@ -572,7 +572,7 @@ async fn next_turn(queue: &Queue, turns: usize) -> Grant {
     queue.pop().unwrap()
 }
 
-/// Protocol section 5: one round trip frees and grants, and the token comes meanwhile.
+/// Protocol section 5: one round trip frees and grants.
 #[tokio::test(start_paused = true)]
 async fn a_release_hands_the_lock_to_the_next_in_line_in_one_round_trip() {
     let world = world(3).await;
@@ -584,11 +584,11 @@ async fn a_release_hands_the_lock_to_the_next_in_line_in_one_round_trip() {
     let released = world.coordinator.release(&held).await.unwrap();
     assert_eq!((released, ms_since(start)), (Released::Released, 20));
     let grant = next_turn(&queue, 1).await;
-    assert_eq!(ms_since(start), 20, "the votes of a quorum, and nothing after them");
+    assert!((35..=36).contains(&ms_since(start)), "the votes of a quorum, and the token: {}", ms_since(start));
     assert!(grant.token.clone().unwrap() > held.token.unwrap());
     // The waiter's TTL, from the start of the hand-over.
     let (validity, _) = grant.answer().unwrap();
-    assert!(validity.as_millis() <= 300_000 - 20 - 602, "{validity:?}");
+    assert!(validity.as_millis() <= 300_000 - 35 - 602, "{validity:?}");
     assert_eq!(world.nodes[0].with(|state| state.sets), sets, "nobody asked the nodes for it");
     sleep(Duration::from_millis(50)).await;
     assert!((0..3).all(|node| !world.nodes[node].is_empty()));
@@ -608,12 +608,10 @@ async fn a_lease_that_has_ended_is_not_handed_over() {
     let world = world(3).await;
     let held = hold(&world, spec(300_000)).await;
     let queue = Queue::of(&world, 1).await;
-    // Nothing on two of three nodes: the waiter may have it, with a token that was taken after the votes.
+    // Nothing on two of three nodes: the waiter may have it.
     world.nodes[1..].iter().for_each(|node| node.forget("a"));
-    let before = world.fence.with(|state| state.asked_for_tokens_at.len());
     assert_eq!(world.coordinator.release(&held).await, Ok(Released::NotHeld));
     let grant = next_turn(&queue, 1).await;
-    assert_eq!(world.fence.with(|state| state.asked_for_tokens_at.len()), before + 2);
     let mine = grant.lock_id();
     grant.delivered();
     // Somebody else's: neither.
@@ -655,13 +653,47 @@ async fn a_line_lets_others_go_first_now_and_then() {
         world.coordinator.release(&held).await.unwrap();
         let free = (0..3).all(|node| world.nodes[node].is_empty());
         let grant = next_turn(&queue, turn).await;
+        assert!(!free || start.elapsed() >= Duration::from_millis(4), "{:?}", start.elapsed());
         held = grant.lock_id();
         grant.delivered();
+        // So long that the next in line looks at it, in vain.
+        sleep(Duration::from_millis(50)).await;
         if free {
-            assert!(start.elapsed() >= Duration::from_millis(4), "{:?}", start.elapsed());
             pauses += 1;
         }
     }
     assert_eq!(pauses, 2);
     assert_eq!(queue.order(), (0..40).collect::<Vec<_>>());
+}
+
+/// That a quorum had the released value does not prove that nobody had the lock in between: a SET of that value may have come
+/// late, to a node that a second release of it then finds. So the token is taken after the votes.
+#[tokio::test(start_paused = true)]
+async fn the_token_of_a_hand_over_is_above_all_that_were_taken_before_its_quorum() {
+    let world = world(3).await;
+    let held = hold(&world, spec(300_000)).await;
+    let queue = Queue::of(&world, 1).await;
+    // It was released through another proxy, and somebody else has the lock: on the second node, and on the third, which is busy.
+    world.nodes[1].hold("a");
+    world.nodes[2].forget("a");
+    world.set_delays(&[0, 0, 400]);
+    let busy = tokio::spawn({
+        let coordinator = world.coordinator.clone();
+        async move { drop(coordinator.get(&LockName::new("x").unwrap()).await) }
+    });
+    sleep(Duration::from_millis(5)).await;
+    let release = tokio::spawn({
+        let (coordinator, held) = (world.coordinator.clone(), held.clone());
+        async move { drop(coordinator.release(&held).await) }
+    });
+    sleep(Duration::from_millis(50)).await;
+    // Their token.
+    let theirs = world.acquire(AcquireSpec { name: LockName::new("b").unwrap(), ..spec(300_000) }).await.ok().unwrap();
+    // They release the third node, and the SET that was on its way to it arrives.
+    world.nodes[2].with(|state| state.server.put("lock:a", held.value.as_str().as_bytes(), None));
+    let ours = next_turn(&queue, 1).await;
+    assert!(ours.token.clone().unwrap() > theirs.token.clone().unwrap());
+    for task in [busy, release] {
+        task.await.unwrap();
+    }
 }

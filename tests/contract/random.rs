@@ -110,6 +110,9 @@ fn parts_of(reply: &Reply) -> (String, Option<u64>) {
         Reply::Held { left_ms } => ("Held".to_owned(), Some(*left_ms)),
         Reply::Other(stored) => (format!("Other {:?}", stored.value.as_deref().map(String::from_utf8_lossy)), stored.left_ms),
         Reply::Unknown(why) => (format!("Unknown {}", error(&why.kind.to_string())), None),
+        Reply::HandedOver { released, no_vote: Some(why), .. } => {
+            (format!("HandedOver {released}: {}", error(&why.to_string())), None)
+        }
         other => (format!("{other:?}"), None),
     }
 }
