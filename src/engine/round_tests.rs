@@ -307,3 +307,14 @@ fn a_survey_does_not_guess_what_silent_nodes_hold() {
     let wrong_type = || Reply::Other(Stored { value: None, left_ms: None });
     assert!(survey([wrong_type(), wrong_type(), wrong_type()]) == Occupancy::Free);
 }
+
+#[test]
+fn a_release_that_is_lost_twice_does_not_take_its_own_work_for_a_loss() {
+    let unknown = |may_have_landed| Reply::Unknown(Why { kind: WhyKind::Silent, may_have_landed });
+    let mut round = LeaseRound::release(Quorum::of(3).unwrap());
+    assert_eq!(round.on_reply(0, unknown(true)), None);
+    assert_eq!(round.on_reply(0, unknown(false)), None, "the repeat was not even sent");
+    assert_eq!(round.on_reply(0, Reply::Absent), None, "its own work");
+    assert_eq!(round.on_reply(1, Reply::Absent), None, "or this is a verdict");
+    assert_eq!(round.on_reply(2, Reply::Yes), Some(Verdict::Unknown));
+}

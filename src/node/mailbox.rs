@@ -380,6 +380,48 @@ mod tests {
         assert_eq!(ops(&mailbox.take(9)), [release(3), renewal(1), check(2), release(1), release(2)]);
     }
 
+    /// Whoever waits for a lock, with somebody who releases it.
+    struct Heir {
+        waits: Log,
+        releases: Arc<Log>,
+    }
+
+    impl ReplyTo for Heir {
+        fn for_release(&self) -> Option<Arc<dyn ReplyTo>> {
+            Some(self.releases.clone())
+        }
+        fn on_reply(&self, node: NodeIndex, reply: Reply, heard: Option<Heard>) {
+            self.waits.on_reply(node, reply, heard);
+        }
+    }
+
+    fn hand_over(old: u128, new: u128) -> Op {
+        let ttl = Ttl::from_millis(1000, Ttl::LONGEST).unwrap();
+        Op::HandOver { key: "k".into(), old: value(old), new: value(new), ttl, bucket: None }
+    }
+
+    #[test]
+    fn a_full_mailbox_has_room_for_releases_and_for_that_of_a_hand_over() {
+        let (mailbox, log, now) = (up(2), Arc::new(Log::default()), Instant::now());
+        let _set = mailbox.post_acquire(acquire(1), log.clone(), now).unwrap();
+        mailbox.post(release(5), log.clone(), now);
+        assert!(log.replies.lock().unwrap().is_empty(), "not refused");
+        let heir = Arc::new(Heir { waits: Log::default(), releases: Arc::default() });
+        assert!(mailbox.post_acquire(hand_over(6, 7), heir.clone(), now).is_none());
+        let full = Reply::Unknown(Why { kind: WhyKind::MailboxFull, may_have_landed: false });
+        assert_eq!(*heir.waits.replies.lock().unwrap(), [full]);
+        assert_eq!(ops(&mailbox.take(9)), [release(5), release(6), acquire(1)]);
+    }
+
+    #[test]
+    fn a_repeated_release_does_not_overtake_the_hand_over_of_its_lease() {
+        let (mailbox, log, now) = (up(99), Arc::new(Log::default()), Instant::now());
+        for op in [hand_over(1, 2), release(1), release(2), release(3)] {
+            mailbox.post(op, log.clone(), now);
+        }
+        assert_eq!(ops(&mailbox.take(9)), [release(3), hand_over(1, 2), release(1), release(2)]);
+    }
+
     #[test]
     fn releases_go_first_but_not_before_their_own_set() {
         let (mailbox, log, now) = (up(99), Arc::new(Log::default()), Instant::now());

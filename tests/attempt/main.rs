@@ -452,7 +452,7 @@ impl Queue {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_thousand_who_wait_cost_the_nodes_as_much_as_one() {
+async fn many_who_wait_cost_the_nodes_as_much_as_one() {
     let mut sets = Vec::new();
     for waiters in [1, 90] {
         let world = world(3).await;
@@ -538,6 +538,24 @@ async fn a_wait_that_ends_behind_others_says_who_holds_the_lock_and_how_many_are
     }
     assert_eq!(start.elapsed().as_secs(), 1);
     drop(held);
+}
+
+/// It comes of what the head wanted, or of nothing but its own patience.
+#[tokio::test(start_paused = true)]
+async fn what_the_head_of_a_line_was_told_for_itself_is_no_answer_to_those_behind_it() {
+    let world = world(3).await;
+    world.fence.set_delay(60_000);
+    let head = AcquireSpec { wait: Duration::from_secs(1_000), ..waiting() };
+    let head = tokio::spawn({
+        let coordinator = world.coordinator.clone();
+        async move { coordinator.acquire(head).await.is_ok() }
+    });
+    // It has tried in vain at least once: there is no token.
+    sleep(Duration::from_secs(25)).await;
+    let content = AcquireSpec { token_required: false, wait: Duration::from_millis(100), ..waiting() };
+    let failure = world.acquire(content).await.err().unwrap();
+    assert!(matches!(failure, AcquireFailure::Contended { .. }), "{failure:?}");
+    head.abort();
 }
 
 #[tokio::test(start_paused = true)]
