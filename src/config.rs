@@ -240,8 +240,18 @@ pub const KEYS: &[Key] = &[
         Shape::Number,
         "Requests served at a time, those that wait for a lock aside, 1 to 1000000; more are RESOURCE_EXHAUSTED",
     ),
-    key("limits.max_waiters_per_name", "10000", Shape::Number, "Callers in line for one lock, 1 to 1000000; likewise"),
-    key("limits.max_waiters", "100000", Shape::Number, "Callers in line for all locks together, 1 to 1000000; likewise"),
+    key(
+        "limits.max_waiters_per_name",
+        "10000",
+        Shape::Number,
+        "Callers in line for one lock, 1 to 1000000; more are RESOURCE_EXHAUSTED",
+    ),
+    key(
+        "limits.max_waiters",
+        "100000",
+        Shape::Number,
+        "Callers in line for all locks together, 1 to 1000000; more are RESOURCE_EXHAUSTED",
+    ),
     key("log.level", "info", Shape::Text, "error, warn, info, debug or trace; or filters as in RUST_LOG"),
     key("log.format", "text", Shape::Text, "text or json"),
 ];
