@@ -178,7 +178,7 @@ async fn try_out(connection: &dyn Connection, config: &Config, votes: bool) -> R
     // A second is enough for a few calls, and not long for what a lost connection leaves behind.
     let ttl = Ttl::from_millis(1_000, Ttl::LONGEST).unwrap_or(Ttl::LONGEST);
     let acquire = |key: &str| Op::Acquire { key: key.into(), value: value.clone(), ttl, bucket: None };
-    let release = |key: &str| Op::Release { key: key.into(), value: value.clone() };
+    let release = |key: &str| Op::Release { key: key.into(), value: value.clone(), wake: None };
     let own = format!("redlockd:check:{nonce:032x}");
     let mut batch = vec![acquire(&own), release(&own)];
     if votes {

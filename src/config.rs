@@ -98,6 +98,8 @@ pub struct Limits {
     pub max_inflight: usize,
     /// How many may wait for a lock.
     pub waiters: LineBounds,
+    /// So often in a row a lock is handed over within a line before waiters at other proxies get their turn.
+    pub handover_limit: u32,
 }
 
 /// What is logged.
@@ -251,6 +253,12 @@ pub const KEYS: &[Key] = &[
         "100000",
         Shape::Number,
         "Callers in line for all locks together, 1 to 1000000; more are RESOURCE_EXHAUSTED",
+    ),
+    key(
+        "limits.handover_limit",
+        "16",
+        Shape::Number,
+        "So often in a row a lock goes from hand to hand within a line, 0 to 10000, before waiters at other proxies get their turn",
     ),
     key("log.level", "info", Shape::Text, "error, warn, info, debug or trace; or filters as in RUST_LOG"),
     key("log.format", "text", Shape::Text, "text or json"),
@@ -645,8 +653,10 @@ impl Reader<'_> {
         let per_name = self.number("limits.max_waiters_per_name", 1, 1_000_000);
         let in_all = self.number("limits.max_waiters", 1, 1_000_000);
         let ttl = TtlBounds { default: default_ttl?, longest: max_ttl? };
+        let handover_limit = self.number("limits.handover_limit", 0, 10_000);
         let waiters = LineBounds { per_name: per_name?, in_all: in_all? };
-        Some(Limits { ttl, max_inflight: max_inflight?, waiters })
+        // At most 10,000.
+        Some(Limits { ttl, max_inflight: max_inflight?, waiters, handover_limit: handover_limit? as u32 })
     }
 
     fn log(&mut self) -> Option<Log> {

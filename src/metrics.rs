@@ -114,6 +114,11 @@ label_enum!(
 );
 
 label_enum!(
+    /// Why the head of a line looked again.
+    WakeCause { Released => "released", Told => "told", Listening => "listening", Timer => "timer" }
+);
+
+label_enum!(
     /// How a renewal ended.
     RenewalOutcome { Renewed => "renewed", Lost => "lost", NoQuorum => "no_quorum" }
 );
@@ -153,6 +158,8 @@ pub struct Metrics {
     wait_seconds: Histogram,
     waiters: Gauge,
     handovers: Counter,
+    wakeups: Vec<Counter>,
+    hints: Counter,
     renewals: Vec<Counter>,
     leases_lost: Vec<Counter>,
     quorum_margin: Gauge,
@@ -192,6 +199,8 @@ impl Metrics {
             wait_seconds: histogram!("redlock_wait_duration_seconds"),
             waiters: gauge!("redlock_waiters"),
             handovers: counter!("redlock_handovers_total"),
+            wakeups: one_per(WakeCause::ALL, |label| counter!("redlock_wakeups_total", "cause" => label)),
+            hints: counter!("redlock_hints_total"),
             renewals: one_per(RenewalOutcome::ALL, |label| counter!("redlock_renewals_total", "outcome" => label)),
             leases_lost: one_per(LossReason::ALL, |label| counter!("redlock_leases_lost_total", "reason" => label)),
             quorum_margin: gauge!("redlock_quorum_margin"),
@@ -239,6 +248,16 @@ impl Metrics {
     /// A lock went from its holder to the next in line.
     pub fn handed_over(&self) {
         self.handovers.increment(1);
+    }
+
+    /// The head of a line looks again.
+    pub fn woken(&self, cause: WakeCause) {
+        self.wakeups[cause as usize].increment(1);
+    }
+
+    /// A try was answered from memory.
+    pub fn hint(&self) {
+        self.hints.increment(1);
     }
 
     /// A caller has stopped waiting, with or without the lock.
@@ -310,13 +329,14 @@ pub struct NodeMetrics {
     votes_lost: Counter,
     clock_offset: Gauge,
     clock_drift: Gauge,
+    listening: Gauge,
 }
 
 /// Why the votes of a node do not count.
 const NO_VOTE_REASONS: [&str; 6] = ["missing", "restarted", "clock", "suspect", "joining", "foreign"];
 
 /// The kinds of errors that a node can meet.
-const NODE_ERRORS: [&str; 11] = [
+const NODE_ERRORS: [&str; 12] = [
     "timeout",
     "silent",
     "down",
@@ -327,6 +347,7 @@ const NODE_ERRORS: [&str; 11] = [
     "mailbox_full",
     "server_error",
     "not_awaited",
+    "not_published",
     "connect",
 ];
 
@@ -354,6 +375,7 @@ impl NodeMetrics {
             votes_lost: counter!("redlock_node_votes_lost_total", vec![label()]),
             clock_offset: gauge!("redlock_node_clock_offset_seconds", vec![label()]),
             clock_drift: gauge!("redlock_node_clock_drift_ratio", vec![label()]),
+            listening: gauge!("redlock_node_listening", vec![label()]),
         }
     }
 
@@ -399,6 +421,11 @@ impl NodeMetrics {
         drift.iter().for_each(|ratio| self.clock_drift.set(*ratio));
     }
 
+    /// Whether it is listened to for releases through other proxies.
+    pub fn listens(&self, listens: bool) {
+        self.listening.set(f64::from(u8::from(listens)));
+    }
+
     /// Whether it can be used.
     pub fn up(&self, up: bool) {
         self.up.set(f64::from(u8::from(up)));
@@ -414,6 +441,17 @@ pub const CATALOGUE: &[(&str, Kind, &str)] = &[
     ("redlock_hold_duration_seconds", Kind::Seconds, "Time from grant to release, by the wall clocks of the proxies."),
     ("redlock_waiters", Kind::Gauge, "Callers that stand in line for a lock."),
     ("redlock_handovers_total", Kind::Counter, "Grants that came with the release of the holder before, in one round trip."),
+    (
+        "redlock_wakeups_total",
+        Kind::Counter,
+        "Looks of those at the head of a line, by cause: `released` here, `told` by another proxy, `listening` from now on, or a \
+         `timer`: the holder's time was over, or nobody had told anything for long.",
+    ),
+    (
+        "redlock_hints_total",
+        Kind::Counter,
+        "Tries that were answered as contended from memory, within 20 ms of a look at the nodes.",
+    ),
     ("redlock_wait_duration_seconds", Kind::Seconds, "Time that callers with a wait spent on it, with or without success."),
     ("redlock_renewals_total", Kind::Counter, "Renewals, by outcome."),
     ("redlock_leases_lost_total", Kind::Counter, "Leases found lost at a renewal, by reason."),
@@ -443,6 +481,11 @@ pub const CATALOGUE: &[(&str, Kind, &str)] = &[
         "redlock_node_clock_drift_ratio",
         Kind::Gauge,
         "How much faster than the proxy's clock a node's has run of late; 0.001 is a millisecond a second.",
+    ),
+    (
+        "redlock_node_listening",
+        Kind::Gauge,
+        "1 while the proxy listens to a node for releases through other proxies, which it does only while somebody waits.",
     ),
     ("redlock_node_restarts_total", Kind::Counter, "Times that a node came back as another process."),
     ("redlock_build_info", Kind::Gauge, "Always 1; the version is its label."),

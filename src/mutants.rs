@@ -48,6 +48,7 @@ mod chosen {
         ("quarantine-ends-early", "it votes before everything that it may have forgotten has ended"),
         ("clock-guard-ignored", "a node whose clock was set votes"),
         ("everybody-in-line-tries", "not only the head of a line asks the nodes"),
+        ("handovers-without-limit", "a line keeps the lock for as long as somebody waits in it"),
         ("handover-to-the-last-in-line", "a lock is handed over to whoever came last"),
         ("handover-without-compare", "a hand-over takes the lock from whoever has it"),
         ("handover-loses-its-release", "a hand-over that can not be sent any more is dropped, with the release in it"),

@@ -116,6 +116,7 @@ fn start(config: &Config, registry: &Registry, background: &mut JoinSet<()>) -> 
         drift: config.nodes.drift,
         max_inflight: config.limits.max_inflight,
         waiters: config.limits.waiters,
+        handover_limit: config.limits.handover_limit,
     };
     let counter = match &config.fencing.address {
         // It may live on a lock node's server: it votes on nothing.
@@ -138,7 +139,9 @@ fn start(config: &Config, registry: &Registry, background: &mut JoinSet<()>) -> 
         }
     };
     links.iter().for_each(|link| spawn_link(background, link));
-    Ok(Coordinator::new(settings, links, counter, env, metrics))
+    let coordinator = Coordinator::new(settings, links, counter, env, metrics);
+    (0..coordinator.quorum().nodes()).for_each(|node| drop(background.spawn(coordinator.clone().hear(node))));
+    Ok(coordinator)
 }
 
 fn spawn_link(background: &mut JoinSet<()>, link: &Arc<Link>) {

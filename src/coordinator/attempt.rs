@@ -11,7 +11,6 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::engine::backoff::Backoff;
 use crate::engine::fencing::{Count, Counts, Token};
 use crate::engine::lease::{LockName, LockValue, Owner, RequestKey, Ttl};
 use crate::engine::line::Full;
@@ -20,21 +19,16 @@ use crate::engine::reply::{Reply, WhyKind};
 use crate::engine::round::{AcquireRound, Loss, Step};
 use crate::engine::validity::{self, Spent, Validity};
 use crate::metrics::AttemptOutcome;
-use crate::node::link::{Link, STALL_GRACE};
+use crate::node::link::STALL_GRACE;
 use crate::node::mailbox::{Place, ReplyTo};
 use crate::node::{Heard, Op};
 
 use super::buckets::bucket;
 use super::fence::TokenTo;
 use super::lock_id::LockId;
-use super::waiting::{Call, InLine, LineView};
+use super::standing::{self, RETRY};
+use super::waiting::LineView;
 use super::{Coordinator, Counter, NoQuorum, NodeWord};
-
-/// Between the tries of a caller that waits.
-const RETRY: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(250));
-
-/// What the head of a line waits for others to have their turn.
-const YIELD: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(10));
 
 /// The shortest time that an attempt waits for its votes.
 const SHORTEST_VOTE: Duration = Duration::from_millis(5);
@@ -134,8 +128,9 @@ impl Grant {
     /// The answer has been written: from now on the lease is the client's.
     pub fn delivered(mut self) {
         self.delivered = true;
-        self.ballot.lock().places.clear();
-        self.ballot.coordinator.ledger.note(&self.lock_id(), self.ballot.started + self.ballot.ttl.as_duration());
+        self.ballot.lock().places.fill_with(|| None);
+        let (coordinator, started) = (&self.ballot.coordinator, self.ballot.started);
+        coordinator.ledger.note(&self.lock_id(), started, started + self.ballot.ttl.as_duration());
     }
 }
 
@@ -160,6 +155,8 @@ pub(super) struct Ballot {
     sleeps: u64,
     /// It inherits the lock from somebody who releases it.
     inherits: bool,
+    /// With the quorum counter: what counts for its name.
+    bucket: Option<u16>,
     coordinator: Arc<Coordinator>,
     this: Weak<Self>,
     state: Mutex<BallotState>,
@@ -188,9 +185,38 @@ impl Ballot {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether it came with the release of the holder before.
+    pub fn inherits(&self) -> bool {
+        self.inherits
+    }
+
+    /// Posts the SETs for these nodes.
+    fn ask(self: &Arc<Self>, nodes: impl IntoIterator<Item = NodeIndex>) {
+        let (coordinator, key) = (&self.coordinator, self.coordinator.key(&self.name));
+        for node in nodes {
+            let op = Op::Acquire { key: key.clone(), value: self.value.clone(), ttl: self.ttl, bucket: self.bucket };
+            self.keep_place(node, coordinator.links[node].post_acquire(op, self.clone(), self.started));
+        }
+    }
+
+    /// Keeps the place of a release, for as long as one may be needed.
+    fn keep_place(&self, node: NodeIndex, place: Option<Place>) {
+        let state = &mut *self.lock();
+        if !state.round.is_given_up() {
+            state.places[node] = place;
+        }
+    }
+
     fn advance(&self, step: Step) {
         match step {
             Step::Wait => {}
+            // The ballot is alive: whoever calls this holds it.
+            Step::AskTheOthers => {
+                let others = self.lock().round.others();
+                if let Some(this) = self.this.upgrade() {
+                    this.ask(others);
+                }
+            }
             Step::GiveUp(loss) => self.conclude(VoteResult::Lost(loss)),
             // The ballot is alive: whoever calls this holds it.
             Step::Grant => match (&self.coordinator.counter, self.this.upgrade()) {
@@ -258,17 +284,20 @@ impl Ballot {
     /// Releases every node that may hold the value; takes back what has not been sent.
     fn give_up(self: &Arc<Self>) {
         let coordinator = &self.coordinator;
-        let releases: Vec<(NodeIndex, Option<Place>)> = {
+        let (releases, tells): (Vec<(NodeIndex, Option<Place>)>, bool) = {
             let state = &mut *self.lock();
             let nodes = state.round.give_up();
-            let releases = nodes.into_iter().map(|node| (node, state.places.get_mut(node).and_then(Option::take))).collect();
-            state.places.clear();
-            releases
+            let releases = nodes.into_iter().map(|node| (node, state.places[node].take())).collect();
+            state.places.fill_with(|| None);
+            // Only what others can have seen as held is told as released: losers that wake each other never end.
+            let tells = self.inherits || state.round.has_quorum();
+            (releases, tells)
         };
         let now = coordinator.env.now();
+        let wake = tells.then(|| coordinator.channels.wake_up(&self.name));
         for (node, place) in releases {
             let link = &coordinator.links[node];
-            let op = Op::Release { key: coordinator.key(&self.name), value: self.value.clone() };
+            let op = Op::Release { key: coordinator.key(&self.name), value: self.value.clone(), wake: wake.clone() };
             let cleanup = Arc::new(Cleanup(self.clone()));
             match place {
                 Some(place) => link.post_in(place, op, cleanup, now),
@@ -346,9 +375,20 @@ impl ReplyTo for Cleanup {
     fn on_reply(&self, _: NodeIndex, _: Reply, _: Option<Heard>) {}
 }
 
+/// In which order the nodes are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// In parallel.
+    AllAtOnce,
+    /// One, and the others if that one does not refuse.
+    OneFirst,
+}
+
 /// How a try ended.
-enum Tried {
+pub(super) enum Tried {
+    /// Here it is.
     Granted(Grant),
+    /// Why not.
     Failed(AcquireFailure),
     /// Nobody waits for the answer any more.
     Abandoned,
@@ -371,13 +411,16 @@ pub(super) async fn run(
     mut answer: oneshot::Sender<Result<Grant, AcquireFailure>>,
 ) {
     let outcome = if spec.wait.is_zero() {
-        let mut outcome = one_try(&coordinator, &spec, &mut answer).await.outcome();
+        let mut outcome = match hint(&coordinator, &spec) {
+            Some(held) => Some(Err(held)),
+            None => one_try(&coordinator, &spec, &mut answer).await.outcome(),
+        };
         if let Some(Err(AcquireFailure::Contended { line, .. })) = &mut outcome {
             *line = coordinator.waiting.view(&spec.name);
         }
         outcome
     } else {
-        wait(&coordinator, &spec, &mut answer).await
+        standing::wait(&coordinator, &spec, &mut answer).await
     };
     if let Some(outcome) = outcome {
         // A grant that comes back because nobody awaits it is dropped here, and so released.
@@ -385,147 +428,19 @@ pub(super) async fn run(
     }
 }
 
-async fn wait(
-    coordinator: &Arc<Coordinator>,
-    spec: &AcquireSpec,
-    answer: &mut oneshot::Sender<Result<Grant, AcquireFailure>>,
-) -> Option<Result<Grant, AcquireFailure>> {
-    let line = match InLine::join(coordinator, spec) {
-        Ok(line) => line,
-        Err(full) => return Some(Err(AcquireFailure::LineFull(full))),
-    };
-    coordinator.metrics.wait_begins();
-    let mut outcome = stand_in_line(coordinator, spec, &line, answer).await;
-    if let Some(Err(AcquireFailure::Contended { line: view, .. })) = &mut outcome {
-        *view = line.view();
-    }
-    coordinator.metrics.wait_ends(coordinator.env.now() - spec.received);
-    outcome
-}
-
-/// Waits for its turn, and then tries whenever the lock may be free.
-async fn stand_in_line(
-    coordinator: &Arc<Coordinator>,
-    spec: &AcquireSpec,
-    line: &InLine,
-    answer: &mut oneshot::Sender<Result<Grant, AcquireFailure>>,
-) -> Option<Result<Grant, AcquireFailure>> {
-    let useful = validity::longest_wait(spec.ttl, spec.min_validity_ms, coordinator.settings.drift);
-    let mut patience = Patience { wait_ends: spec.received + spec.wait.min(useful), failures: 0, next_try: None };
-    loop {
-        let until = match turn(coordinator, spec, line, &mut patience) {
-            Turn::Wait(until) => until,
-            Turn::Over(failure) => return Some(Err(failure)),
-            Turn::Try(ballot) => {
-                let inherits = ballot.inherits;
-                let failure = match finish(coordinator, spec, ballot, answer).await {
-                    Tried::Granted(grant) => {
-                        line.granted(&grant);
-                        return Some(Ok(grant));
-                    }
-                    Tried::Abandoned => return None,
-                    Tried::Failed(failure) => failure,
-                };
-                line.failed(&failure);
-                // What was known before says nothing of how long to wait now.
-                if inherits {
-                    patience.failures = 0;
-                }
-                let now = coordinator.env.now();
-                if matches!(failure, AcquireFailure::Deadline | AcquireFailure::Draining) || now >= patience.wait_ends {
-                    return Some(Err(failure));
-                }
-                patience.after(&failure, now, coordinator.env.random());
-                patience.next_try
-            }
-        };
-        let deadline = spec.deadline.filter(|at| until.is_none_or(|until| *at <= until));
-        tokio::select! {
-            biased;
-            () = answer.closed() => return None,
-            () = coordinator.draining.cancelled() => return Some(Err(AcquireFailure::Draining)),
-            () = coordinator.deadline(deadline) => return Some(Err(AcquireFailure::Deadline)),
-            () = line.woken() => {}
-            () = coordinator.deadline(until) => {}
-        }
-    }
-}
-
-/// How long somebody in line waits, and for what.
-struct Patience {
-    wait_ends: Instant,
-    /// In a row.
-    failures: u32,
-    /// Known once it is the head.
-    next_try: Option<Instant>,
-}
-
-impl Patience {
-    /// The lock could not be had.
-    fn after(&mut self, failure: &AcquireFailure, now: Instant, random: u64) {
-        self.failures += 1;
-        self.next_try = Some((now + pause(failure, self.failures, random)).min(self.wait_ends));
-    }
-}
-
-/// What somebody in line does next.
-enum Turn {
-    /// Wait for a call, or until then.
-    Wait(Option<Instant>),
-    /// Await the votes of a ballot.
-    Try(Arc<Ballot>),
-    /// Wait no longer.
-    Over(AcquireFailure),
-}
-
-fn turn(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, line: &InLine, patience: &mut Patience) -> Turn {
+/// What a try is told without asking the nodes, which were asked a moment ago.
+fn hint(coordinator: &Coordinator, spec: &AcquireSpec) -> Option<AcquireFailure> {
     let now = coordinator.env.now();
-    let call = line.take_call();
-    if let Call::Handed(ballot) = call {
-        return Turn::Try(ballot);
+    let (value, ends) = coordinator.ledger.hint(&spec.name, now)?;
+    // The retry of a request takes the place of its first attempt.
+    if request_hash(spec).is_some_and(|request| value.is_of(request)) {
+        return None;
     }
-    if line.place() > 0 && !mutant!("everybody-in-line-tries") {
-        // Those before it have not got it either.
-        let over = now >= patience.wait_ends;
-        return if over { Turn::Over(unasked(coordinator, line)) } else { Turn::Wait(Some(patience.wait_ends)) };
-    }
-    let released = matches!(call, Call::Released);
-    let is_new = patience.next_try.is_none() && !released && now < patience.wait_ends;
-    if let Call::Yield = call {
-        patience.failures = 0;
-        patience.next_try = Some((now + YIELD.delay(1, coordinator.env.random())).min(patience.wait_ends));
-    } else if let Some(news) = line.news().filter(|_| is_new) {
-        // A new head knows what the one before it knew.
-        patience.after(&news.aged(now), now, coordinator.env.random());
-    }
-    if !released && patience.next_try.is_some_and(|at| at > now) {
-        Turn::Wait(patience.next_try)
-    } else if line.tries() || mutant!("everybody-in-line-tries") {
-        Turn::Try(open(coordinator, spec))
-    } else {
-        // The lock is being handed over to it.
-        Turn::Wait(None)
-    }
-}
-
-/// What somebody is told who has not asked the nodes: what the head of the line knows.
-fn unasked(coordinator: &Coordinator, line: &InLine) -> AcquireFailure {
-    match line.news() {
-        Some(news) => news.aged(coordinator.env.now()),
-        None => {
-            let retry_after = RETRY.delay(1, coordinator.env.random());
-            AcquireFailure::Contended { owner: None, retry_after, line: LineView::default() }
-        }
-    }
-}
-
-/// How long to pause before the next try: not longer than the holder's keys live.
-fn pause(failure: &AcquireFailure, failures: u32, random: u64) -> Duration {
-    let delay = RETRY.delay(failures, random);
-    match failure {
-        AcquireFailure::Contended { retry_after, .. } => delay.min(*retry_after + Duration::from_millis(1)),
-        _ => delay,
-    }
+    let left = u64::try_from((ends - now).as_millis()).unwrap_or(u64::MAX);
+    validity::remaining(left, Spent::default(), coordinator.settings.drift)?;
+    coordinator.metrics.hint();
+    let owner = LockValue::public_label(value.as_str().as_bytes());
+    Some(AcquireFailure::Contended { owner, retry_after: ends - now, line: LineView::default() })
 }
 
 async fn one_try(
@@ -533,11 +448,11 @@ async fn one_try(
     spec: &AcquireSpec,
     answer: &mut oneshot::Sender<Result<Grant, AcquireFailure>>,
 ) -> Tried {
-    finish(coordinator, spec, open(coordinator, spec), answer).await
+    finish(coordinator, spec, open(coordinator, spec, Manner::AllAtOnce), answer).await
 }
 
 /// Awaits the votes of a ballot, and judges them.
-async fn finish(
+pub(super) async fn finish(
     coordinator: &Arc<Coordinator>,
     spec: &AcquireSpec,
     ballot: Arc<Ballot>,
@@ -564,22 +479,31 @@ async fn finish(
     }
     let left = mutant!("lost-attempt-is-left") && matches!(tried, Tried::Failed(_));
     if !matches!(tried, Tried::Granted(_)) && !left {
+        let was_held = ballot.lock().round.has_quorum();
         ballot.give_up();
+        // Those who wait took it for held; one who waits itself looks again of its own accord.
+        if was_held && spec.wait.is_zero() {
+            coordinator.waiting.on_freed(&spec.name);
+        }
     }
     tried
 }
 
 /// Starts the clock, then posts the SETs.
-fn open(coordinator: &Arc<Coordinator>, spec: &AcquireSpec) -> Arc<Ballot> {
-    let (ballot, bucket) = prepare(coordinator, spec, false);
-    let key = coordinator.key(&spec.name);
-    let post = |link: &Arc<Link>| {
-        let op = Op::Acquire { key: key.clone(), value: ballot.value.clone(), ttl: spec.ttl, bucket };
-        link.post_acquire(op, ballot.clone(), ballot.started)
-    };
-    let places = coordinator.links.iter().map(post).collect();
-    ballot.lock().places = places;
-    ballot
+pub(super) fn open(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, manner: Manner) -> Arc<Ballot> {
+    match manner {
+        Manner::AllAtOnce => {
+            let ballot = prepare(coordinator, spec, AcquireRound::new(coordinator.settings.quorum), false);
+            ballot.ask(0..coordinator.links.len());
+            ballot
+        }
+        Manner::OneFirst => {
+            let first = coordinator.first_node(&spec.name);
+            let ballot = prepare(coordinator, spec, AcquireRound::one_first(coordinator.settings.quorum, first), false);
+            ballot.ask([first]);
+            ballot
+        }
+    }
 }
 
 /// The same for a lock that is being released: posts what both ends the lease of `old` and is a vote for whoever waits. The
@@ -590,23 +514,22 @@ pub(super) fn hand_over(
     old: &LockValue,
     release: &Arc<impl ReplyTo + 'static>,
 ) -> Arc<Ballot> {
-    let (ballot, bucket) = prepare(coordinator, spec, true);
-    let key = coordinator.key(&spec.name);
+    let ballot = prepare(coordinator, spec, AcquireRound::new(coordinator.settings.quorum), true);
+    let (key, wake) = (coordinator.key(&spec.name), coordinator.channels.wake_up(&spec.name));
     let reply_to = Arc::new(HandOver { ballot: ballot.clone(), release: release.clone() });
-    let post = |link: &Arc<Link>| {
+    for (node, link) in coordinator.links.iter().enumerate() {
         let (old, new) = (old.clone(), ballot.value.clone());
-        let op = Op::HandOver { key: key.clone(), old, new, ttl: spec.ttl, bucket };
-        link.post_acquire(op, reply_to.clone(), ballot.started)
-    };
-    let places = coordinator.links.iter().map(post).collect();
-    ballot.lock().places = places;
+        let op = Op::HandOver { key: key.clone(), old, new, ttl: spec.ttl, bucket: ballot.bucket, wake: wake.clone() };
+        ballot.keep_place(node, link.post_acquire(op, reply_to.clone(), ballot.started));
+    }
     ballot
 }
 
-/// A ballot whose clock runs, before anything is posted; and the bucket that counts for its name.
-fn prepare(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, inherits: bool) -> (Arc<Ballot>, Option<u16>) {
+/// A ballot whose clock runs, before anything is posted.
+fn prepare(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, round: AcquireRound, inherits: bool) -> Arc<Ballot> {
     let bucket = matches!(coordinator.counter, Counter::Quorum).then(|| bucket(spec.name.as_str()));
-    let ballot = Arc::new_cyclic(|this| Ballot {
+    let no_places = || std::iter::repeat_with(|| None).take(coordinator.links.len()).collect();
+    Arc::new_cyclic(|this| Ballot {
         name: spec.name.clone(),
         owner: spec.owner.clone(),
         value: LockValue::new(coordinator.env.secret(), request_key(coordinator, spec), spec.owner.as_ref()),
@@ -617,28 +540,33 @@ fn prepare(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, inherits: bool) -
         started: coordinator.env.now(),
         sleeps: coordinator.sleeps(),
         inherits,
+        bucket,
         coordinator: coordinator.clone(),
         this: this.clone(),
         state: Mutex::new(BallotState {
-            round: AcquireRound::new(coordinator.settings.quorum),
+            round,
             counts: bucket.map(|_| Counts::new(coordinator.settings.quorum)),
-            places: Vec::new(),
+            places: no_places(),
             result: None,
         }),
         decided: Notify::new(),
-    });
-    (ballot, bucket)
+    })
 }
 
 fn request_key(coordinator: &Coordinator, spec: &AcquireSpec) -> Option<RequestKey> {
     use std::sync::atomic::Ordering;
-    let (request_id, attempt) = spec.request.as_ref()?;
+    let (request, attempt) = (request_hash(spec)?, spec.request.as_ref()?.1);
+    let try_number = coordinator.tries.fetch_add(1, Ordering::Relaxed);
+    Some(RequestKey { request, attempt, try_number })
+}
+
+/// Of the name and the request id.
+fn request_hash(spec: &AcquireSpec) -> Option<u128> {
+    let (request_id, _) = spec.request.as_ref()?;
     let name = spec.name.as_str().as_bytes();
     let digest = Sha256::new().chain_update((name.len() as u64).to_be_bytes()).chain_update(name).chain_update(request_id);
     let digest = digest.finalize();
-    let request = digest.iter().take(16).fold(0_u128, |number, byte| number << 8 | u128::from(*byte));
-    let try_number = coordinator.tries.fetch_add(1, Ordering::Relaxed);
-    Some(RequestKey { request, attempt: *attempt, try_number })
+    Some(digest.iter().take(16).fold(0_u128, |number, byte| number << 8 | u128::from(*byte)))
 }
 
 enum Awaited {
@@ -727,6 +655,7 @@ fn lost(coordinator: &Coordinator, ballot: &Ballot, loss: Loss) -> AcquireFailur
                 Some(ms) => Duration::from_millis(ms),
                 None => RETRY.delay(1, coordinator.env.random()),
             };
+            coordinator.ledger.saw(&ballot.name, ballot.started, |value| state.round.is_refused_for(value));
             AcquireFailure::Contended { owner: state.round.holder(), retry_after, line: LineView::default() }
         }
     }

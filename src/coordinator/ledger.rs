@@ -1,8 +1,10 @@
-//! The tokens of the leases that this proxy has granted or renewed, for people who ask who holds a name: nodes do not store
-//! them. Never used to grant, bounded, and forgotten with the lease.
+//! The leases that this proxy has granted or renewed: their tokens, which nodes do not store, for people who ask who holds a
+//! name; and for a moment that they are held, for those who ask again and again. Never used to grant, bounded, and forgotten
+//! with the lease.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -14,13 +16,18 @@ use super::lock_id::LockId;
 /// The most leases that are remembered.
 const MAX_ENTRIES: usize = 65_536;
 
+/// For so long after a look at the nodes whoever tries a lock is told what it showed.
+const HINT: Duration = Duration::from_millis(20);
+
 #[derive(Default)]
 pub(super) struct Ledger(Mutex<BTreeMap<LockName, Entry>>);
 
 struct Entry {
     value: LockValue,
-    token: Token,
+    token: Option<Token>,
     ends: Instant,
+    /// When the nodes were last known to hold it.
+    seen: Instant,
 }
 
 impl Ledger {
@@ -28,13 +35,28 @@ impl Ledger {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A lease is known to last until `ends`.
-    pub(super) fn note(&self, id: &LockId, ends: Instant) {
-        let Some(token) = id.token else { return };
+    /// A lease was `seen` on a quorum, and is known to last until `ends`.
+    pub(super) fn note(&self, id: &LockId, seen: Instant, ends: Instant) {
         let mut entries = self.entries();
         if entries.len() < MAX_ENTRIES || entries.contains_key(&id.name) {
-            entries.insert(id.name.clone(), Entry { value: id.value.clone(), token, ends });
+            entries.insert(id.name.clone(), Entry { value: id.value.clone(), token: id.token, ends, seen });
         }
+    }
+
+    /// Somebody looked at the nodes for a name; whether a quorum of them holds a value.
+    pub(super) fn saw(&self, name: &LockName, seen: Instant, holds: impl FnOnce(&[u8]) -> bool) {
+        if let Some(entry) = self.entries().get_mut(name)
+            && holds(entry.value.as_str().as_bytes())
+        {
+            entry.seen = entry.seen.max(seen);
+        }
+    }
+
+    /// The lease of a name that the nodes were seen to hold a moment ago, and its end.
+    pub(super) fn hint(&self, name: &LockName, now: Instant) -> Option<(LockValue, Instant)> {
+        let entries = self.entries();
+        let entry = entries.get(name).filter(|entry| now < entry.ends && now - entry.seen <= HINT)?;
+        Some((entry.value.clone(), entry.ends))
     }
 
     /// A lease has ended.
@@ -49,7 +71,7 @@ impl Ledger {
     pub(super) fn token(&self, name: &LockName, value: &[u8]) -> Option<Token> {
         let entries = self.entries();
         let entry = entries.get(name).filter(|entry| entry.value.as_str().as_bytes() == value)?;
-        Some(entry.token)
+        entry.token
     }
 
     pub(super) fn forget_expired(&self, now: Instant) {
@@ -60,7 +82,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
     fn id(name: &str, nonce: u128, token: u64) -> LockId {
         LockId {
@@ -75,8 +97,8 @@ mod tests {
     fn only_the_lease_that_is_stored_has_its_token_and_nothing_stays() {
         let (ledger, now) = (Ledger::default(), Instant::now());
         let (old, new) = (id("a", 1, 7), id("a", 2, 8));
-        ledger.note(&old, now);
-        ledger.note(&new, now + Duration::from_secs(1));
+        ledger.note(&old, now, now);
+        ledger.note(&new, now, now + Duration::from_secs(1));
         assert_eq!(ledger.token(&new.name, new.value.as_str().as_bytes()), Token::new(8));
         assert_eq!(ledger.token(&old.name, old.value.as_str().as_bytes()), None);
         ledger.forget(&old);
@@ -86,10 +108,27 @@ mod tests {
     }
 
     #[test]
+    fn a_hint_is_for_a_moment_after_a_look_and_not_for_what_was_given_back() {
+        let (ledger, now) = (Ledger::default(), Instant::now());
+        let (lease, ms) = (id("a", 1, 7), Duration::from_millis);
+        ledger.note(&lease, now, now + ms(1_000));
+        let hinted = |at| ledger.hint(&lease.name, at).is_some();
+        assert!(hinted(now) && hinted(now + HINT) && !hinted(now + HINT + ms(1)));
+        ledger.saw(&lease.name, now + ms(50), |value| value != lease.value.as_str().as_bytes());
+        assert!(!hinted(now + ms(60)), "they hold something else");
+        ledger.saw(&lease.name, now + ms(50), |value| value == lease.value.as_str().as_bytes());
+        assert!(hinted(now + ms(60)));
+        ledger.saw(&lease.name, now + ms(999), |_| true);
+        assert!(hinted(now + ms(999)) && !hinted(now + ms(1_000)), "nothing is left of it");
+        ledger.forget(&lease);
+        assert!(!hinted(now + ms(60)));
+    }
+
+    #[test]
     fn it_is_bounded() {
         let (ledger, now) = (Ledger::default(), Instant::now());
         for n in 0..MAX_ENTRIES + 10 {
-            ledger.note(&id(&n.to_string(), 1, 1), now);
+            ledger.note(&id(&n.to_string(), 1, 1), now, now);
         }
         assert_eq!(ledger.entries().len(), MAX_ENTRIES);
     }

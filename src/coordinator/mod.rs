@@ -31,12 +31,15 @@ mod ledger;
 pub mod lock_id;
 pub mod observer;
 pub mod question;
+mod standing;
 pub mod waiting;
+mod wake;
 
 use attempt::{AcquireFailure, AcquireSpec, Grant};
 use fence::Fence;
 use ledger::Ledger;
 use waiting::WaitingRoom;
+use wake::Channels;
 
 /// What a coordinator has to know.
 #[derive(Clone, Debug)]
@@ -51,6 +54,8 @@ pub struct Settings {
     pub max_inflight: usize,
     /// How many may wait for a lock.
     pub waiters: LineBounds,
+    /// So often in a row a lock is handed over within a line before waiters at other proxies get their turn.
+    pub handover_limit: u32,
 }
 
 /// One proxy's view of the cluster. Cheap to share; keeps nothing of a lock that nobody is asking for.
@@ -65,6 +70,7 @@ pub struct Coordinator {
     draining: CancellationToken,
     ledger: Ledger,
     waiting: WaitingRoom,
+    channels: Channels,
     /// Requests under way, and those of them that count for the bound.
     requests: AtomicUsize,
     inflight: AtomicUsize,
@@ -109,9 +115,11 @@ impl Coordinator {
         assert_eq!(links.len(), settings.quorum.nodes(), "a link for each configured node");
         // Rises over restarts of the proxy too, so that whoever looks at a node sees which try came last.
         let first_try = env.wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-        let waiting = WaitingRoom::new(settings.waiters, env.now());
+        let waiting = WaitingRoom::new(settings.waiters, settings.handover_limit, env.now());
+        let channels = Channels::new(env.random());
         Arc::new(Self {
             waiting,
+            channels,
             settings,
             links,
             counter,
@@ -249,9 +257,10 @@ impl Coordinator {
         }
     }
 
-    /// To be called now and then: forgets what has expired.
+    /// To be called now and then: forgets what has expired, and what nobody waits for any more.
     pub fn forget_expired(&self) {
         self.ledger.forget_expired(self.env.now());
+        self.stop_listening();
     }
 
     /// From now on no attempt begins; who waits for a lock is told so.

@@ -17,10 +17,10 @@ use crate::engine::round::{LeaseRound, Occupancy, Survey, Verdict};
 use crate::engine::validity::{self, Spent, Validity};
 use crate::metrics::{LossReason, RenewalOutcome};
 use crate::node::mailbox::{Nobody, ReplyTo};
-use crate::node::{Heard, Key, NodeTime, Op};
+use crate::node::{Channel, Heard, Key, NodeTime, Op};
 
 use super::lock_id::LockId;
-use super::waiting::Call;
+use super::waiting::{Tidings, Waiter};
 use super::{Coordinator, NoQuorum, attempt, waiting};
 
 /// What became of a release.
@@ -112,7 +112,8 @@ impl<R: Round> Question<R> {
         work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn take(&self, node: NodeIndex, reply: Reply) {
+    /// Whether the answer is known with this reply.
+    fn take(&self, node: NodeIndex, reply: Reply) -> bool {
         let decided = self.with(|asked| {
             let answer = asked.round.on_reply(node, reply);
             let decided = answer.is_some();
@@ -124,6 +125,11 @@ impl<R: Round> Question<R> {
         if decided {
             self.decided.notify_one();
         }
+        decided
+    }
+
+    fn new(round: R) -> Self {
+        Self { state: Mutex::new(Asked { round, answer: None }), decided: Notify::new() }
     }
 
     /// Every operation is answered, by its node or by a time-out; so this ends.
@@ -140,6 +146,45 @@ impl<R: Round> Question<R> {
 impl<R: Round> ReplyTo for Question<R> {
     fn on_reply(&self, node: NodeIndex, reply: Reply, _: Option<Heard>) {
         self.take(node, reply);
+    }
+}
+
+/// A release, and who has its turn after it.
+struct Releasing {
+    question: Question<LeaseRound>,
+    coordinator: Arc<Coordinator>,
+    channel: Channel,
+    state: Mutex<Yielding>,
+}
+
+#[derive(Default)]
+struct Yielding {
+    /// The head of the line here: it tries after others, if there are others.
+    head: Option<Arc<Waiter>>,
+    others_wait: bool,
+}
+
+impl Releasing {
+    fn state(&self) -> MutexGuard<'_, Yielding> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether somebody else than this proxy was told.
+    fn told_others(&self, node: NodeIndex, reply: &Reply) -> bool {
+        let Reply::Released { heard: Some(heard) } = reply else { return false };
+        *heard > u32::from(self.coordinator.links[node].ear().hears(self.channel))
+    }
+}
+
+impl ReplyTo for Releasing {
+    fn on_reply(&self, node: NodeIndex, reply: Reply, _: Option<Heard>) {
+        let others = self.told_others(node, &reply);
+        self.state().others_wait |= others;
+        if self.question.take(node, reply) {
+            let Yielding { head, others_wait } = std::mem::take(&mut *self.state());
+            let tidings = if others_wait { Tidings::Yield } else { Tidings::Released };
+            head.iter().for_each(|head| head.wake(tidings));
+        }
     }
 }
 
@@ -252,10 +297,6 @@ impl ReplyTo for Renewal {
 }
 
 impl Coordinator {
-    fn question(round: LeaseRound) -> Question<LeaseRound> {
-        Question { state: Mutex::new(Asked { round, answer: None }), decided: Notify::new() }
-    }
-
     fn ask(&self, reply_to: &Arc<impl ReplyTo + 'static>, now: Instant, op: impl Fn() -> Op) {
         for link in &self.links {
             link.post(op(), reply_to.clone(), now);
@@ -264,25 +305,10 @@ impl Coordinator {
 
     /// Deletes a lease everywhere, or hands the lock over to whoever waits for it at this proxy.
     pub async fn release(self: &Arc<Self>, id: &LockId) -> Result<Released, NoQuorum> {
-        let question = Arc::new(Self::question(LeaseRound::release(self.settings.quorum)));
-        let key = self.key(&id.name);
         self.renewals.released(&id.value);
-        let release = || Op::Release { key: key.clone(), value: id.value.clone() };
-        // Whatever the next in line sends comes after the release.
-        match self.waiting.on_release(&id.name) {
-            Next::Heir(heir) => waiting::hand(&heir, attempt::hand_over(self, &heir.spec, &id.value, &question)),
-            Next::Trying(head) => {
-                self.ask(&question, self.env.now(), release);
-                head.wake(Call::Released);
-            }
-            Next::Yields(head) => {
-                self.ask(&question, self.env.now(), release);
-                head.wake(Call::Yield);
-            }
-            Next::Nobody => self.ask(&question, self.env.now(), release),
-        }
         self.ledger.forget(id);
-        match question.answer().await {
+        let releasing = self.post_release(id);
+        match releasing.question.answer().await {
             Verdict::Held => {
                 if let Ok(held) = self.env.wall_clock().duration_since(id.granted_at) {
                     self.metrics.released(held);
@@ -290,8 +316,31 @@ impl Coordinator {
                 Ok(Released::Released)
             }
             Verdict::NotHeld => Ok(Released::NotHeld),
-            Verdict::Unknown => Err(self.no_quorum(question.with(|asked| asked.round.report()))),
+            Verdict::Unknown => Err(self.no_quorum(releasing.question.with(|asked| asked.round.report()))),
         }
+    }
+
+    fn post_release(self: &Arc<Self>, id: &LockId) -> Arc<Releasing> {
+        let next = self.waiting.on_release(&id.name);
+        let head = if let Next::Yields(head) = &next { Some(head.clone()) } else { None };
+        let releasing = Arc::new(Releasing {
+            question: Question::new(LeaseRound::release(self.settings.quorum)),
+            coordinator: self.clone(),
+            channel: Channel::of(&id.name),
+            state: Mutex::new(Yielding { head, others_wait: false }),
+        });
+        if let Next::Heir(heir) = next {
+            waiting::hand(&heir, attempt::hand_over(self, &heir.spec, &id.value, &releasing));
+            return releasing;
+        }
+        let (key, wake) = (self.key(&id.name), self.channels.wake_up(&id.name));
+        let release = || Op::Release { key: key.clone(), value: id.value.clone(), wake: Some(wake.clone()) };
+        self.ask(&releasing, self.env.now(), release);
+        // What the next in line sends comes after the release.
+        if let Next::Trying(head) = next {
+            head.wake(Tidings::Released);
+        }
+        releasing
     }
 
     /// Lets the TTL of a lease count from now.
@@ -300,7 +349,7 @@ impl Coordinator {
         let key = self.key(&id.name);
         self.renewals.begin(&id.value);
         let renewal = Arc::new(Renewal {
-            question: Self::question(LeaseRound::new(self.settings.quorum)),
+            question: Question::new(LeaseRound::new(self.settings.quorum)),
             repair: Mutex::new(Repair { missing: Vec::new(), renewed: false }),
             coordinator: self.clone(),
             key: key.clone(),
@@ -320,13 +369,14 @@ impl Coordinator {
         let lease = |held, validity| Lease { held, validity, served_for: now - received };
         if verdict == Verdict::Held && validity.is_some() {
             renewal.succeeded();
-            self.ledger.note(id, started + ttl.as_duration());
+            self.ledger.note(id, started, started + ttl.as_duration());
             self.metrics.renewal(RenewalOutcome::Renewed);
             return Ok(lease(true, validity));
         }
         if mutant!("renewal-deletes-when-lost") {
-            self.ask(&Arc::new(Nobody), now, || Op::Release { key: key.clone(), value: id.value.clone() });
+            self.ask(&Arc::new(Nobody), now, || Op::Release { key: key.clone(), value: id.value.clone(), wake: None });
         }
+        self.ledger.forget(id);
         self.metrics.renewal(RenewalOutcome::Lost);
         self.metrics.lease_lost(match verdict {
             Verdict::Held => LossReason::TooLate,
@@ -339,7 +389,7 @@ impl Coordinator {
     /// Whether a quorum still holds a lease.
     pub async fn check(&self, id: &LockId, received: Instant) -> Result<Lease, NoQuorum> {
         let started = self.env.now();
-        let question = Arc::new(Self::question(LeaseRound::new(self.settings.quorum)));
+        let question = Arc::new(Question::new(LeaseRound::new(self.settings.quorum)));
         let key = self.key(&id.name);
         self.ask(&question, started, || Op::Check { key: key.clone(), value: id.value.clone() });
         let verdict = question.answer().await;
@@ -356,8 +406,7 @@ impl Coordinator {
     /// Who holds a name, node by node.
     pub async fn get(&self, name: &LockName) -> Result<Holding, NoQuorum> {
         let started = self.env.now();
-        let asked = Asked { round: Survey::new(self.settings.quorum), answer: None };
-        let question = Arc::new(Question { state: Mutex::new(asked), decided: Notify::new() });
+        let question = Arc::new(Question::new(Survey::new(self.settings.quorum)));
         let key = self.key(name);
         self.ask(&question, started, || Op::Inspect { key: key.clone() });
         let occupancy = question.answer().await;

@@ -1,6 +1,6 @@
 //! Whoever waits for a lock stands in line, and only the head of a line asks the nodes: a thousand waiters cost as much as
-//! one. A lock that is released through this proxy is handed over to the head; else the head tries again when the holder's
-//! keys end, and now and then.
+//! one. A lock that is released through this proxy is handed over to the head; else the head tries again when others tell that
+//! they have released it, when the holder's keys end, and now and then.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,9 +13,6 @@ use crate::engine::line::{Full, HowWon, LineBounds, Lines, Next, Ticket};
 
 use super::Coordinator;
 use super::attempt::{AcquireFailure, AcquireSpec, Ballot, Grant};
-
-/// So many turns in a row, and waiters at other proxies get theirs.
-const TURNS_IN_A_ROW: u32 = 16;
 
 /// Those who wait for a lock at this proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,36 +47,64 @@ pub(super) struct Waiter {
     /// What it wants.
     pub spec: AcquireSpec,
     woken: Notify,
-    call: Mutex<Call>,
+    calls: Mutex<Calls>,
 }
 
-/// What a waiter was woken for.
+/// What a waiter is to know when it wakes.
 #[derive(Default)]
-pub(super) enum Call {
-    /// Nothing, or because it is the head now.
+struct Calls {
+    tidings: Tidings,
+    /// The lock is being handed over to it.
+    handed: Option<Arc<Ballot>>,
+    /// The last release of which another proxy told.
+    heard: Option<Arc<str>>,
+    /// It has left.
+    gone: bool,
+}
+
+/// Why the head of a line should look again. Of several the last in this order counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Tidings {
+    /// There is no reason.
     #[default]
     None,
-    /// The lock was released: it may be free.
-    Released,
-    /// The same, but others go first.
+    /// From now on releases at other proxies are heard; one may have been missed.
+    Listening,
+    /// Another proxy has released the lock.
+    Told {
+        /// At the node that is asked first.
+        at_the_first: bool,
+    },
+    /// It was released here, and others go first.
     Yield,
-    /// The lock is being handed over to it.
-    Handed(Arc<Ballot>),
-    /// It has left.
-    Gone,
+    /// It was released here.
+    Released,
 }
 
 impl Waiter {
-    fn call(&self) -> MutexGuard<'_, Call> {
-        self.call.lock().unwrap_or_else(PoisonError::into_inner)
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes it, unless it has left, or has a call that is better.
-    pub fn wake(&self, new: Call) {
-        let mut call = self.call();
-        if let Call::None | Call::Released | Call::Yield = *call {
-            *call = new;
-            self.woken.notify_one();
+    /// Wakes it.
+    pub fn wake(&self, new: Tidings) {
+        let mut calls = self.calls();
+        calls.tidings = calls.tidings.max(new);
+        self.woken.notify_one();
+    }
+
+    /// Another proxy tells of `release`, through one of the nodes. The others will tell of it too.
+    fn hear(&self, release: &str, at_the_first: bool) {
+        let is_new = {
+            let calls = &mut *self.calls();
+            let is_new = calls.heard.as_deref() != Some(release);
+            if is_new {
+                calls.heard = Some(release.into());
+            }
+            is_new
+        };
+        if is_new || at_the_first {
+            self.wake(Tidings::Told { at_the_first });
         }
     }
 }
@@ -87,12 +112,14 @@ impl Waiter {
 /// The lines of this proxy.
 pub(super) struct WaitingRoom {
     lines: Mutex<Lines<Arc<Waiter>, News>>,
+    handover_limit: u32,
     epoch: Instant,
 }
 
 impl WaitingRoom {
-    pub fn new(bounds: LineBounds, now: Instant) -> Self {
-        Self { lines: Mutex::new(Lines::new(bounds)), epoch: now }
+    /// `handover_limit`: after so many turns in a row, waiters at other proxies get theirs.
+    pub fn new(bounds: LineBounds, handover_limit: u32, now: Instant) -> Self {
+        Self { lines: Mutex::new(Lines::new(bounds)), handover_limit, epoch: now }
     }
 
     fn lines(&self) -> MutexGuard<'_, Lines<Arc<Waiter>, News>> {
@@ -101,13 +128,26 @@ impl WaitingRoom {
 
     /// The lock is to be released through this proxy: whose turn it is.
     pub fn on_release(&self, name: &LockName) -> Next<Arc<Waiter>> {
-        self.lines().on_release(name, TURNS_IN_A_ROW)
+        let limit = if mutant!("handovers-without-limit") { u32::MAX } else { self.handover_limit };
+        self.lines().on_release(name, limit)
     }
 
-    /// What was granted to somebody who does not want it has been given up: the next in line tries.
+    /// What somebody had got has been given up: the next in line tries.
     pub fn on_freed(&self, name: &LockName) {
         let head = self.lines().on_freed(name);
-        head.iter().for_each(|head| head.wake(Call::Released));
+        head.iter().for_each(|head| head.wake(Tidings::Released));
+    }
+
+    /// Another proxy tells of a release, through one of the nodes.
+    pub fn on_told(&self, name: &LockName, release: &str, at_the_first: bool) {
+        let head = self.lines().head(name);
+        head.iter().for_each(|head| head.hear(release, at_the_first));
+    }
+
+    /// From now on releases of this name at other proxies are heard.
+    pub fn on_listening(&self, name: &LockName) {
+        let head = self.lines().head(name);
+        head.iter().for_each(|head| head.wake(Tidings::Listening));
     }
 
     /// The line for a name, as somebody finds it who is not in it.
@@ -122,9 +162,9 @@ impl WaitingRoom {
 /// in line tries.
 pub(super) fn hand(heir: &Waiter, ballot: Arc<Ballot>) {
     {
-        let mut call = heir.call();
-        if !matches!(*call, Call::Gone) {
-            *call = Call::Handed(ballot);
+        let mut calls = heir.calls();
+        if !calls.gone {
+            calls.handed = Some(ballot);
             heir.woken.notify_one();
             return;
         }
@@ -142,8 +182,15 @@ pub(super) struct InLine {
 impl InLine {
     /// At the end of the line for what `spec` names.
     pub fn join(coordinator: &Arc<Coordinator>, spec: &AcquireSpec) -> Result<Self, Full> {
-        let waiter = Arc::new(Waiter { spec: spec.clone(), woken: Notify::new(), call: Mutex::default() });
-        let ticket = coordinator.waiting.lines().join(&spec.name, waiter.clone())?;
+        let waiter = Arc::new(Waiter { spec: spec.clone(), woken: Notify::new(), calls: Mutex::default() });
+        let (ticket, is_first) = {
+            let mut lines = coordinator.waiting.lines();
+            let ticket = lines.join(&spec.name, waiter.clone())?;
+            (ticket, lines.len(&spec.name) == 1)
+        };
+        if is_first {
+            coordinator.listen_for(&spec.name);
+        }
         Ok(Self { coordinator: coordinator.clone(), ticket, waiter })
     }
 
@@ -172,9 +219,14 @@ impl InLine {
         self.waiter.woken.notified().await;
     }
 
+    /// The lock, if it is being handed over to it.
+    pub fn take_handed(&self) -> Option<Arc<Ballot>> {
+        self.waiter.calls().handed.take()
+    }
+
     /// What it was woken for.
-    pub fn take_call(&self) -> Call {
-        std::mem::take(&mut *self.waiter.call())
+    pub fn take_tidings(&self) -> Tidings {
+        std::mem::take(&mut self.waiter.calls().tidings)
     }
 
     /// What is known of the lock, if nothing has happened since.
@@ -205,10 +257,18 @@ impl InLine {
 
 impl Drop for InLine {
     fn drop(&mut self) {
-        let next = self.lines().leave(self.name(), self.ticket);
-        next.iter().for_each(|next| next.woken.notify_one());
-        let call = std::mem::replace(&mut *self.waiter.call(), Call::Gone);
-        if let Call::Handed(ballot) = call {
+        let (next, is_empty) = {
+            let mut lines = self.lines();
+            (lines.leave(self.name(), self.ticket), lines.len(self.name()) == 0)
+        };
+        if is_empty {
+            self.coordinator.stop_listening_for(self.name());
+        }
+        let Calls { tidings, handed, .. } =
+            std::mem::replace(&mut *self.waiter.calls(), Calls { gone: true, ..Calls::default() });
+        // What this one has not read is for the next.
+        next.iter().for_each(|next| next.wake(tidings));
+        if let Some(ballot) = handed {
             ballot.abandon();
         }
     }

@@ -191,6 +191,11 @@ impl LockValue {
         is_secret(secret).then(|| Self(text.into()))
     }
 
+    /// Whether it was composed for this request.
+    pub fn is_of(&self, request: u128) -> bool {
+        self.0.strip_prefix(&format!("{request:032x}")).is_some_and(|rest| rest.starts_with('.'))
+    }
+
     /// The public label in what a node holds: `None` if there is none, or if no redlockd wrote it. Other programs' values
     /// are secrets as a whole.
     pub fn public_label(stored: &[u8]) -> Option<Owner> {

@@ -184,6 +184,11 @@ impl<W: Clone, N: Clone> Lines<W, N> {
         line.queue.front().map(|(_, wakes)| wakes.clone())
     }
 
+    /// The head of a line.
+    pub fn head(&self, name: &LockName) -> Option<W> {
+        self.lines.get(name)?.queue.front().map(|(_, wakes)| wakes.clone())
+    }
+
     /// What the head has learnt last, if nothing has happened since.
     pub fn news(&self, name: &LockName) -> Option<N> {
         self.lines.get(name)?.news.clone()

@@ -35,6 +35,11 @@ pub enum Reply {
         /// The number.
         number: u64,
     },
+    /// Our value was there and is gone, and others were told.
+    Released {
+        /// How many connections heard of it; `None` if the node did not let us tell anybody.
+        heard: Option<u32>,
+    },
     /// The released value is gone, and the waiter's is in its place.
     HandedOver {
         /// Whether that one was there; else nothing was.

@@ -14,6 +14,8 @@ use super::reply::{Reply, Stored, Why, WhyKind};
 pub enum Step {
     /// The answer is open, or was given before.
     Wait,
+    /// The node that was asked first does not stand in the way: the others have to be asked now.
+    AskTheOthers,
     /// A quorum said yes.
     Grant,
     /// There will be no quorum.
@@ -32,6 +34,8 @@ pub enum Loss {
 /// One node's vote, as far as it is known.
 #[derive(Clone, Debug)]
 enum Vote {
+    /// It is asked once the first node has said yes.
+    NotAsked,
     /// In the mailbox, not sent yet.
     Queued,
     /// Sent, no reply yet.
@@ -53,12 +57,41 @@ pub struct AcquireRound {
     votes: Vec<Vote>,
     decided: bool,
     given_up: bool,
+    /// The node that is asked before the others, if there is one.
+    first: Option<NodeIndex>,
+    /// It refused, and no other was asked.
+    lost_at_the_first: bool,
 }
 
 impl AcquireRound {
     /// An attempt on all nodes of `quorum`.
     pub fn new(quorum: Quorum) -> Self {
-        Self { quorum, votes: vec![Vote::Queued; quorum.nodes()], decided: false, given_up: false }
+        let votes = vec![Vote::Queued; quorum.nodes()];
+        Self { quorum, votes, decided: false, given_up: false, first: None, lost_at_the_first: false }
+    }
+
+    /// The same, but the others are asked once `first` has said yes: proxies that try the same node first do not split the votes
+    /// (protocol section 3). If it does not answer, they are asked all the same.
+    pub fn one_first(quorum: Quorum, first: NodeIndex) -> Self {
+        let mut round = Self { first: Some(first), ..Self::new(quorum) };
+        round.others().for_each(|node| round.votes[node] = Vote::NotAsked);
+        round
+    }
+
+    /// The nodes that have to be asked after [`Step::AskTheOthers`].
+    pub fn others(&self) -> impl Iterator<Item = NodeIndex> + use<> {
+        let first = self.first;
+        (0..self.votes.len()).filter(move |node| Some(*node) != first)
+    }
+
+    /// Whether nobody wants it any more.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up
+    }
+
+    /// Whether a quorum said yes.
+    pub fn has_quorum(&self) -> bool {
+        self.quorum.reached(self.yes())
     }
 
     /// Asked before the operation is sent to `node`: `false` if it shall not be sent any more. `true` counts it as sent.
@@ -109,6 +142,9 @@ impl AcquireRound {
         if self.decided {
             return Step::Wait;
         }
+        if self.votes.iter().any(|vote| matches!(vote, Vote::NotAsked)) {
+            return self.decide_on_the_first();
+        }
         let (yes, replied, pending) = (self.yes(), self.replied(), self.pending());
         let silent = self.votes.iter().filter(|vote| matches!(vote, Vote::Unknown(_))).count();
         let reachable = mutant!("quorum-of-the-reachable") && yes > (self.votes.len() - silent) / 2;
@@ -128,13 +164,24 @@ impl AcquireRound {
         step
     }
 
+    fn decide_on_the_first(&mut self) -> Step {
+        if self.refusals().next().is_some() {
+            (self.decided, self.lost_at_the_first) = (true, true);
+            return Step::GiveUp(Loss::Contended);
+        }
+        for vote in self.votes.iter_mut().filter(|vote| matches!(vote, Vote::NotAsked)) {
+            *vote = Vote::Queued;
+        }
+        Step::AskTheOthers
+    }
+
     /// Ends the attempt without a lease: which nodes need a release. They are all that did not refuse, the silent ones too,
     /// less those to which nothing was sent.
     pub fn give_up(&mut self) -> Vec<NodeIndex> {
         self.decided = true;
         self.given_up = true;
         for vote in &mut self.votes {
-            if matches!(vote, Vote::Queued) {
+            if matches!(vote, Vote::NotAsked | Vote::Queued) {
                 *vote = Vote::Dropped;
             }
         }
@@ -144,7 +191,7 @@ impl AcquireRound {
     /// Whether our value may be on `node`. A refusal that came late proves that it is not.
     pub fn needs_release(&self, node: NodeIndex) -> bool {
         match &self.votes[node] {
-            Vote::Queued | Vote::Dropped | Vote::No(_) => false,
+            Vote::NotAsked | Vote::Queued | Vote::Dropped | Vote::No(_) => false,
             Vote::Yes => true,
             Vote::Sent => !mutant!("clean-up-only-where-granted"),
             Vote::Unknown(why) => why.may_have_landed && !mutant!("clean-up-only-where-granted"),
@@ -160,7 +207,7 @@ impl AcquireRound {
     }
 
     fn pending(&self) -> usize {
-        self.votes.iter().filter(|vote| matches!(vote, Vote::Queued | Vote::Sent)).count()
+        self.votes.iter().filter(|vote| matches!(vote, Vote::NotAsked | Vote::Queued | Vote::Sent)).count()
     }
 
     /// The label of the value that most of the refusing nodes hold.
@@ -169,9 +216,17 @@ impl AcquireRound {
         values.iter().max_by_key(|a| values.iter().filter(|b| a.value == b.value).count())?.owner()
     }
 
+    /// Whether a quorum refused because of this value.
+    pub fn is_refused_for(&self, value: &[u8]) -> bool {
+        self.quorum.reached(self.refusals().filter(|stored| stored.value.as_deref() == Some(value)).count())
+    }
+
     /// Milliseconds until so many refusing keys have expired that a quorum could be free. `None` if only keys without an end
     /// stand in the way, or none.
     pub fn free_in_ms(&self) -> Option<u64> {
+        if self.lost_at_the_first {
+            return self.refusals().find_map(|stored| stored.left_ms);
+        }
         let free_now = self.quorum.nodes() - self.refusals().count();
         let missing = self.quorum.size().checked_sub(free_now)?;
         let mut ends: Vec<u64> = self.refusals().filter_map(|stored| stored.left_ms).collect();
@@ -191,8 +246,7 @@ impl AcquireRound {
         self.votes
             .iter()
             .map(|vote| match vote {
-                Vote::Queued | Vote::Dropped => WhyKind::NotAwaited.to_string(),
-                Vote::Sent => WhyKind::NotAwaited.to_string(),
+                Vote::NotAsked | Vote::Queued | Vote::Sent | Vote::Dropped => WhyKind::NotAwaited.to_string(),
                 Vote::Yes => "yes".to_owned(),
                 Vote::No(stored) => describe(stored),
                 Vote::Unknown(why) => why.kind.to_string(),
@@ -282,7 +336,7 @@ impl LeaseRound {
     fn tally(&self) -> (usize, usize, usize) {
         let count = |wanted: fn(&Option<Reply>) -> bool| self.replies.iter().filter(|reply| wanted(reply)).count();
         (
-            count(|reply| matches!(reply, Some(Reply::Yes | Reply::Held { .. } | Reply::HandedOver { released: true, .. }))),
+            count(is_held),
             count(|reply| matches!(reply, Some(Reply::Absent | Reply::Other(_) | Reply::HandedOver { released: false, .. }))),
             count(Option::is_none),
         )
@@ -309,13 +363,21 @@ impl LeaseRound {
     }
 }
 
+fn is_held(reply: &Option<Reply>) -> bool {
+    match reply {
+        Some(Reply::Yes | Reply::Held { .. } | Reply::Released { .. }) => true,
+        Some(Reply::HandedOver { released, .. }) => *released,
+        _ => false,
+    }
+}
+
 fn describe_reply(reply: &Option<Reply>) -> String {
     match reply {
         None => WhyKind::NotAwaited.to_string(),
         Some(Reply::Unknown(why)) => why.kind.to_string(),
         Some(Reply::Yes) => "yes".to_owned(),
         Some(Reply::Held { left_ms }) => format!("holds it for another {left_ms} ms"),
-        Some(Reply::HandedOver { released: true, .. }) => "has released it".to_owned(),
+        Some(Reply::Released { .. } | Reply::HandedOver { released: true, .. }) => "has released it".to_owned(),
         Some(Reply::Absent | Reply::HandedOver { released: false, .. }) => "does not hold it".to_owned(),
         Some(Reply::Other(stored)) => describe(stored),
         Some(_) => out_of_place().kind.to_string(),

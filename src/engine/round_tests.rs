@@ -318,3 +318,36 @@ fn a_release_that_is_lost_twice_does_not_take_its_own_work_for_a_loss() {
     assert_eq!(round.on_reply(1, Reply::Absent), None, "or this is a verdict");
     assert_eq!(round.on_reply(2, Reply::Yes), Some(Verdict::Unknown));
 }
+
+/// Protocol section 3: the others are asked only if the first did not refuse, and then decide as ever.
+#[test]
+fn one_node_is_asked_before_the_others() {
+    let round = || {
+        let mut round = AcquireRound::one_first(quorum(5), 2);
+        assert!(round.on_sending(2));
+        round
+    };
+    assert_eq!(round().others().collect::<Vec<_>>(), [0, 1, 3, 4]);
+
+    let mut refused = round();
+    assert_eq!(refused.on_reply(2, refusal()), Step::GiveUp(Loss::Contended));
+    assert_eq!(refused.free_in_ms(), Some(500), "as far as it is known");
+    assert_eq!(refused.give_up(), Vec::<NodeIndex>::new(), "nobody was asked");
+
+    for first in [Reply::Yes, unknown(true), unknown(false)] {
+        let mut going_on = round();
+        assert_eq!(going_on.on_reply(2, first.clone()), Step::AskTheOthers);
+        let needed = if first == Reply::Yes { [0, 1].as_slice() } else { &[0, 1, 3] };
+        for node in needed {
+            assert!(going_on.on_sending(*node));
+            let last = Some(node) == needed.last();
+            assert_eq!(going_on.on_reply(*node, Reply::Yes), if last { Step::Grant } else { Step::Wait });
+        }
+    }
+
+    let mut silent = round();
+    assert_eq!(silent.on_timeout(), Step::GiveUp(Loss::NoQuorum));
+    assert_eq!(silent.on_reply(2, Reply::Yes), Step::Wait, "too late");
+    assert_eq!(silent.give_up(), [2]);
+    assert!(!silent.on_sending(0), "the others are not asked any more");
+}

@@ -12,6 +12,7 @@ use crate::engine::membership::Standing;
 use crate::engine::quorum::NodeIndex;
 use crate::engine::reply::{Reply, Stored, Why, WhyKind};
 
+use super::ear::{Ear, EarTiming, Hearing};
 use super::env::Env;
 use super::mailbox::{Entry, Mailbox, Nobody, Place, Reach, ReplyTo};
 use super::roster::{ClockView, Seat};
@@ -121,6 +122,7 @@ pub struct Link {
     observer: Box<dyn Observer>,
     seat: Option<Seat>,
     known: Mutex<Known>,
+    ear: Ear,
     /// Calls in a row that were not answered in time.
     unanswered: AtomicU32,
     change: Arc<Change>,
@@ -179,8 +181,19 @@ impl Link {
     ) -> Self {
         let mailbox = Mailbox::new(index, MAILBOX_PLACES, timing.release_lives);
         let change = Arc::new(Change { under_way: AtomicBool::new(false), seat: seat.clone() });
-        let (known, unanswered) = (Mutex::default(), AtomicU32::new(0));
-        Self { index, address, node, mailbox, timing, env, observer, seat, known, unanswered, change }
+        let (known, ear, unanswered) = (Mutex::default(), Ear::default(), AtomicU32::new(0));
+        Self { index, address, node, mailbox, timing, env, observer, seat, known, ear, unanswered, change }
+    }
+
+    /// What is heard of the node.
+    pub fn ear(&self) -> &Ear {
+        &self.ear
+    }
+
+    /// Listens to what the node publishes whenever somebody wants to know, for ever.
+    pub async fn hear(&self, hearing: &dyn Hearing) {
+        let timing = EarTiming { connect: self.timing.connect, answer: self.timing.replace };
+        self.ear.run(&*self.node, &*self.env, timing, hearing).await;
     }
 
     /// `host:port` or a path, for people.
@@ -615,6 +628,9 @@ impl Link {
             }
             if let Reply::Unknown(why) = &reply {
                 self.observer.on_error(why.kind.label());
+            }
+            if let Reply::Released { heard: None } = &reply {
+                self.observer.on_error("not_published");
             }
             entry.reply_to.on_reply(self.index, reply, Some(heard));
         }

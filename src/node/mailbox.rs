@@ -310,6 +310,7 @@ fn releases_first(batch: Vec<Entry>) -> Vec<Entry> {
 mod tests {
     use super::*;
     use crate::engine::lease::Ttl;
+    use crate::node::{Channel, WakeUp};
 
     #[derive(Default)]
     struct Log {
@@ -335,8 +336,12 @@ mod tests {
         Op::Acquire { key: "k".into(), value: value(nonce), ttl, bucket: None }
     }
 
+    fn wake() -> WakeUp {
+        WakeUp { channel: Channel(7), sender: "me.1".into() }
+    }
+
     fn release(nonce: u128) -> Op {
-        Op::Release { key: "k".into(), value: value(nonce) }
+        Op::Release { key: "k".into(), value: value(nonce), wake: None }
     }
 
     fn up(places: usize) -> Mailbox {
@@ -397,7 +402,7 @@ mod tests {
 
     fn hand_over(old: u128, new: u128) -> Op {
         let ttl = Ttl::from_millis(1000, Ttl::LONGEST).unwrap();
-        Op::HandOver { key: "k".into(), old: value(old), new: value(new), ttl, bucket: None }
+        Op::HandOver { key: "k".into(), old: value(old), new: value(new), ttl, bucket: None, wake: wake() }
     }
 
     #[test]
@@ -410,7 +415,8 @@ mod tests {
         assert!(mailbox.post_acquire(hand_over(6, 7), heir.clone(), now).is_none());
         let full = Reply::Unknown(Why { kind: WhyKind::MailboxFull, may_have_landed: false });
         assert_eq!(*heir.waits.replies.lock().unwrap(), [full]);
-        assert_eq!(ops(&mailbox.take(9)), [release(5), release(6), acquire(1)]);
+        let of_the_handover = hand_over(6, 7).release_of().unwrap();
+        assert_eq!(ops(&mailbox.take(9)), [release(5), of_the_handover, acquire(1)]);
     }
 
     #[test]

@@ -11,11 +11,12 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use crate::engine::lease::{LockValue, Ttl};
+use crate::engine::lease::{LockName, LockValue, Ttl};
 use crate::engine::membership::MarkerChange;
 use crate::engine::reply::Reply;
 
 pub mod address;
+pub mod ear;
 pub mod env;
 pub mod link;
 pub mod mailbox;
@@ -28,6 +29,9 @@ pub mod tls;
 pub trait Node: Send + Sync + 'static {
     /// Opens a new connection, authenticated and with its database selected.
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, WireError>>;
+
+    /// Opens a connection on which nothing is asked, for what is published.
+    fn listen(&self) -> BoxFuture<'_, Result<Box<dyn Listener>, WireError>>;
 }
 
 /// One connection. What is sent on it arrives in order or not at all. Dropping it closes it.
@@ -40,6 +44,47 @@ pub trait Connection: Send + Sync {
 
     /// Ends when the connection does, and says why.
     fn closed(&self) -> BoxFuture<'static, Arc<str>>;
+}
+
+/// A connection for what others publish. Dropping it closes it.
+pub trait Listener: Send + Sync {
+    /// From the end of this call on, what is published on the channels comes, until it is unsubscribed or the connection ends.
+    /// Repeated, it only shows that the server answers.
+    fn subscribe<'a>(&'a self, channels: &'a [Channel]) -> BoxFuture<'a, Result<(), WireError>>;
+
+    /// The opposite.
+    fn unsubscribe<'a>(&'a self, channels: &'a [Channel]) -> BoxFuture<'a, Result<(), WireError>>;
+
+    /// The next message. `Err` if there may have been some that are lost: then this connection is of no more use. Safe to
+    /// cancel.
+    fn next(&mut self) -> BoxFuture<'_, Result<Arc<str>, WireError>>;
+}
+
+/// One of the channels on which releases are published: those of many names (protocol section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Channel(pub u8);
+
+impl Channel {
+    /// The channel of a name: the same in every proxy and version.
+    pub fn of(name: &LockName) -> Self {
+        // Its lowest byte.
+        Self(crc32fast::hash(name.as_str().as_bytes()) as u8)
+    }
+}
+
+impl fmt::Display for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "redlockd:wake:{}", self.0)
+    }
+}
+
+/// How a release is told to other proxies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WakeUp {
+    /// Where.
+    pub channel: Channel,
+    /// Which proxy says so: it knows already.
+    pub sender: Arc<str>,
 }
 
 /// How the batch script is named in a call.
@@ -101,6 +146,8 @@ pub enum Op {
         key: Key,
         /// Ours.
         value: LockValue,
+        /// Who is told of it; nobody, if it was no lease.
+        wake: Option<WakeUp>,
     },
     /// Give a lock that is being released to whoever waits for it. Carries the release: see [`Op::release_of`].
     HandOver {
@@ -114,6 +161,8 @@ pub enum Op {
         ttl: Ttl,
         /// With the quorum counter: which of the node's buckets counts.
         bucket: Option<u16>,
+        /// Who is told if nothing but the release is left of it.
+        wake: WakeUp,
     },
     /// Let the TTL of our value count from now.
     Renew {
@@ -231,7 +280,9 @@ impl Op {
     pub fn release_of(&self) -> Option<Self> {
         match self {
             Self::Release { .. } => Some(self.clone()),
-            Self::HandOver { key, old, .. } => Some(Self::Release { key: key.clone(), value: old.clone() }),
+            Self::HandOver { key, old, wake, .. } => {
+                Some(Self::Release { key: key.clone(), value: old.clone(), wake: Some(wake.clone()) })
+            }
             _ => None,
         }
     }

@@ -9,17 +9,21 @@ use std::time::Duration;
 
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
-use fred::interfaces::{ClientLike, ConfigInterface, LuaInterface};
+use fred::interfaces::{ClientLike, ConfigInterface, EventInterface, LuaInterface, PubsubInterface};
 use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, ServerConfig, TlsConnector, UnresponsiveConfig};
-use fred::types::{Builder, ConnectHandle, InfoKind, Key, Value};
+use fred::types::{Builder, ConnectHandle, InfoKind, Key, Message, RespVersion, Value};
 use fred::util::sha1_hash;
 use futures::future::BoxFuture;
 use rustls::ClientConfig;
-use tokio::task::AbortHandle;
+use tokio::sync::broadcast;
+use tokio::task::{AbortHandle, JoinError};
 
 use super::address::{Address, Transport};
 use super::script::{self, Arg, Raw};
-use super::{Connection, Node, Op, Probe, Replies, ScriptBy, Settings, WireError};
+use super::{Channel, Connection, Listener, Node, Op, Probe, Replies, ScriptBy, Settings, WireError};
+
+/// Messages that nobody has read yet: whoever falls so far behind has lost some, and starts again.
+const UNREAD_MESSAGES: usize = 8_192;
 
 /// A Redis or Valkey server.
 pub struct RedisNode {
@@ -46,7 +50,7 @@ impl RedisNode {
         Self { config, connect_timeout }
     }
 
-    async fn open(&self) -> Result<Box<dyn Connection>, WireError> {
+    async fn open(&self, version: RespVersion) -> Result<(Client, ConnectHandle, EndOnDrop), WireError> {
         let mut connection = ConnectionConfig {
             connection_timeout: self.connect_timeout,
             internal_command_timeout: self.connect_timeout,
@@ -59,23 +63,43 @@ impl RedisNode {
         connection.tcp.nodelay = Some(true);
         // Ends a connection whose peer is gone for good; a call that is overdue ends it sooner.
         connection.tcp.user_timeout = Some(Duration::from_secs(5).max(self.connect_timeout));
-        let client = Builder::from_config(self.config.clone())
+        let client = Builder::from_config(Config { version, ..self.config.clone() })
             .set_connection_config(connection)
-            .set_performance_config(PerformanceConfig { default_command_timeout: Duration::ZERO, ..Default::default() })
+            .set_performance_config(PerformanceConfig {
+                default_command_timeout: Duration::ZERO,
+                broadcast_channel_capacity: UNREAD_MESSAGES,
+                ..Default::default()
+            })
             .build()
             .map_err(|error| closed(&error))?;
         let task = client.connect();
         // Whoever loses patience with this future must not leave a task behind that connects later, for nobody.
         let end = EndOnDrop(task.abort_handle());
         client.wait_for_connect().await.map_err(|error| closed(&error))?;
+        Ok((client, task, end))
+    }
+
+    async fn open_connection(&self) -> Result<Box<dyn Connection>, WireError> {
+        let (client, task, end) = self.open(RespVersion::RESP2).await?;
         let (hash, run_id, task) = (sha1_hash(script::text()), OnceLock::new(), Mutex::new(Some(task)));
         Ok(Box::new(RedisConnection { client, hash, run_id, task, _end: end }))
+    }
+
+    async fn open_listener(&self) -> Result<Box<dyn Listener>, WireError> {
+        // With RESP3 a connection that listens can be asked as well.
+        let (client, task, end) = self.open(RespVersion::RESP3).await?;
+        let messages = client.message_rx();
+        Ok(Box::new(RedisListener { client, messages, task, _end: end }))
     }
 }
 
 impl Node for RedisNode {
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, WireError>> {
-        Box::pin(self.open())
+        Box::pin(self.open_connection())
+    }
+
+    fn listen(&self) -> BoxFuture<'_, Result<Box<dyn Listener>, WireError>> {
+        Box::pin(self.open_listener())
     }
 }
 
@@ -162,12 +186,60 @@ impl Connection for RedisConnection {
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         Box::pin(async move {
             match task {
-                Some(task) => match task.await {
-                    Ok(Err(error)) => what(&error),
-                    Ok(Ok(())) => "closed by the server".into(),
-                    Err(error) => error.to_string().into(),
-                },
+                Some(task) => end_of(task.await),
                 None => std::future::pending().await,
+            }
+        })
+    }
+}
+
+/// Why a connection ended.
+fn end_of(task: Result<Result<(), Error>, JoinError>) -> Arc<str> {
+    match task {
+        Ok(Err(error)) => what(&error),
+        Ok(Ok(())) => "closed by the server".into(),
+        Err(error) => error.to_string().into(),
+    }
+}
+
+struct RedisListener {
+    client: Client,
+    messages: broadcast::Receiver<Message>,
+    task: ConnectHandle,
+    _end: EndOnDrop,
+}
+
+fn names(channels: &[Channel]) -> Vec<String> {
+    channels.iter().map(Channel::to_string).collect()
+}
+
+impl Listener for RedisListener {
+    fn subscribe<'a>(&'a self, channels: &'a [Channel]) -> BoxFuture<'a, Result<(), WireError>> {
+        Box::pin(async {
+            // fred does not wait for the server's word on a subscription; that on what is sent right behind it says the same, and
+            // is the error if there is one.
+            let (sent, answered) = tokio::join!(self.client.subscribe(names(channels)), self.client.ping::<Value>(None));
+            sent.and(answered.map(drop)).map_err(|error| failed(&error))
+        })
+    }
+
+    fn unsubscribe<'a>(&'a self, channels: &'a [Channel]) -> BoxFuture<'a, Result<(), WireError>> {
+        Box::pin(async {
+            let (sent, answered) = tokio::join!(self.client.unsubscribe(names(channels)), self.client.ping::<Value>(None));
+            sent.and(answered.map(drop)).map_err(|error| failed(&error))
+        })
+    }
+
+    fn next(&mut self) -> BoxFuture<'_, Result<Arc<str>, WireError>> {
+        Box::pin(async {
+            tokio::select! {
+                biased;
+                message = self.messages.recv() => match message {
+                    // What is no text is nobody's whom we know.
+                    Ok(message) => Ok(message.value.as_string().unwrap_or_default().into()),
+                    Err(lost) => Err(WireError::Closed(lost.to_string().into())),
+                },
+                ended = &mut self.task => Err(WireError::Closed(end_of(ended))),
             }
         })
     }

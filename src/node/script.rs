@@ -77,7 +77,8 @@ fn letter(op: &Op) -> &'static str {
         Op::RaiseBucket { .. } => "B",
         Op::TellCounters { .. } => "G",
         Op::LiftCounters { .. } => "V",
-        Op::Release { .. } => "R",
+        Op::Release { wake: None, .. } => "R",
+        Op::Release { wake: Some(_), .. } => "W",
         Op::Renew { .. } => "N",
         Op::Repair { .. } => "H",
         Op::Check { .. } | Op::Inspect { .. } => "I",
@@ -110,7 +111,10 @@ fn encode_one<'a>(op: &'a Op, args: &mut Vec<Arg<'a>>) {
         Op::TellCounters { from, .. } => args.push(Text(from)),
         Op::LiftCounters { base, numbers, .. } => args.extend([Number(*base), Text(numbers)]),
         Op::Repair { value, ends_at, .. } => args.extend([Text(value.as_str()), Number(ends_at.as_millis())]),
-        Op::Release { value, .. } => args.push(Text(value.as_str())),
+        Op::Release { value, wake, .. } => {
+            args.push(Text(value.as_str()));
+            args.extend(wake.iter().flat_map(|wake| [Number(u64::from(wake.channel.0)), Text(&wake.sender)]));
+        }
         Op::Tokens { count, mark, .. } => args.extend([Number(*count as u64), Text(mark)]),
         Op::StartCounter { mark, start, ceiling, .. } => args.extend([Text(mark), Number(*start), Number(*ceiling)]),
         Op::AdvanceCounter { ceiling, .. } => args.push(Number(*ceiling)),
@@ -134,6 +138,23 @@ pub enum Raw {
     Nil,
     /// A list.
     List(Vec<Raw>),
+}
+
+/// A lock that may be free, as `release.lua` publishes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freed<'a> {
+    /// Which proxy says so.
+    pub sender: &'a str,
+    /// Prefix and name.
+    pub key: &'a str,
+}
+
+impl<'a> Freed<'a> {
+    /// Reads a message. `None` if no redlockd wrote it.
+    pub fn read(message: &'a str) -> Option<Self> {
+        let (sender, key) = message.split_once(' ')?;
+        Some(Self { sender, key })
+    }
 }
 
 /// Reads the script's reply to `batch`. `Err` if it has not the form that the script gives it.
@@ -170,6 +191,11 @@ fn entry(op: &Op, raw: Raw) -> Reply {
         },
         (Op::HandOver { .. }, Raw::List(list)) if matches!(list[..], [Raw::Integer(_), ..]) => handed_over(&list),
         (Op::TellCounters { .. }, Raw::List(list)) => counters(&list),
+        (Op::Release { .. }, Raw::List(list)) => match list[..] {
+            // A refused one is -1.
+            [Raw::Integer(heard)] => Reply::Released { heard: heard.try_into().ok() },
+            _ => server_error(format!("a release of an unknown form: {list:?}")),
+        },
         (_, Raw::Integer(1)) => Reply::Yes,
         (_, Raw::Integer(0)) => Reply::Absent,
         // Redis 6.2 ends some of its errors with a line end.

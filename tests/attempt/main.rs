@@ -24,7 +24,7 @@ use redlockd::metrics::Registry;
 use redlockd::node::env::{Env, SystemEnv};
 use redlockd::node::link::{Link, Observer, Timing};
 use redlockd::node::roster::Roster;
-use redlockd::node::{Connection, Node, NodeTime, Op, Probe, Replies, ScriptBy, WireError};
+use redlockd::node::{Channel, Connection, Listener, Node, NodeTime, Op, Probe, Replies, ScriptBy, WireError};
 use tokio::time::{Instant, sleep};
 
 use memory::Server;
@@ -82,6 +82,11 @@ impl Handle {
 impl Node for Handle {
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, WireError>> {
         Box::pin(async { Ok(Box::new(self.clone()) as Box<dyn Connection>) })
+    }
+
+    /// Nobody listens in these tests.
+    fn listen(&self) -> BoxFuture<'_, Result<Box<dyn Listener>, WireError>> {
+        Box::pin(std::future::pending())
     }
 }
 
@@ -148,6 +153,7 @@ async fn world(count: usize) -> World {
         drift: DriftFactor::DEFAULT,
         max_inflight: 100,
         waiters: LineBounds { per_name: 100, in_all: 1_000 },
+        handover_limit: 16,
     };
     // Nobody has a seat in it: here every node votes.
     let charter = Charter {
@@ -659,28 +665,38 @@ async fn what_is_handed_to_somebody_who_leaves_goes_to_the_next() {
     assert_eq!(world.leftovers().await, Vec::<usize>::new());
 }
 
-/// A line that has had many turns in a row pauses, so that somebody else can have one.
+/// A line that has had many turns in a row pauses if somebody waits elsewhere, so that they can have one; else it goes on at
+/// once.
 #[tokio::test(start_paused = true)]
 async fn a_line_lets_others_go_first_now_and_then() {
-    let world = world(3).await;
-    let mut held = hold(&world, spec(300_000)).await;
-    let queue = Queue::of(&world, 40).await;
-    let mut pauses = 0;
+    for others_wait in [true, false] {
+        let world = world(3).await;
+        if others_wait {
+            let channel = Channel::of(&waiting().name);
+            world.nodes.iter().for_each(|node| node.with(|state| state.server.subscribe(1, &[channel])));
+        }
+        forty_turns(&world, others_wait).await;
+    }
+}
+
+async fn forty_turns(world: &World, others_wait: bool) {
+    let mut held = hold(world, spec(300_000)).await;
+    let queue = Queue::of(world, 40).await;
+    let mut released = 0;
     for turn in 1..=40 {
         let start = Instant::now();
         world.coordinator.release(&held).await.unwrap();
         let free = (0..3).all(|node| world.nodes[node].is_empty());
         let grant = next_turn(&queue, turn).await;
-        assert!(!free || start.elapsed() >= Duration::from_millis(4), "{:?}", start.elapsed());
+        let paused = start.elapsed() >= Duration::from_millis(9);
+        assert_eq!(paused, free && others_wait, "{:?}", start.elapsed());
         held = grant.lock_id();
         grant.delivered();
         // So long that the next in line looks at it, in vain.
         sleep(Duration::from_millis(50)).await;
-        if free {
-            pauses += 1;
-        }
+        released += u32::from(free);
     }
-    assert_eq!(pauses, 2);
+    assert_eq!(released, if others_wait { 2 } else { 0 }, "without a pause the next SET is in the same call");
     assert_eq!(queue.order(), (0..40).collect::<Vec<_>>());
 }
 
@@ -714,4 +730,65 @@ async fn the_token_of_a_hand_over_is_above_all_that_were_taken_before_its_quorum
     for task in [busy, release] {
         task.await.unwrap();
     }
+}
+
+/// Protocol section 3: once it is known that others want the lock, one node is asked before the others, twice in a row at most, so
+/// that a key that was left on it is no veto.
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_asks_one_node_before_the_others() {
+    let world = world(3).await;
+    world.nodes.iter().for_each(|node| node.hold("a"));
+    let queue = Queue::of(&world, 1).await;
+    let sets = || world.nodes.iter().map(|node| node.with(|state| state.sets)).collect::<Vec<_>>();
+    let mut seen = vec![sets()];
+    while seen.len() < 7 {
+        sleep(Duration::from_micros(100)).await;
+        if seen.last() != Some(&sets()) {
+            seen.push(sets());
+        }
+    }
+    let tries: Vec<Vec<usize>> =
+        seen.windows(2).map(|pair| (0..3).filter(|node| pair[1][*node] > pair[0][*node]).collect()).collect();
+    let first = (0..3).find(|node| tries.iter().all(|asked| asked.contains(node))).unwrap();
+    assert_eq!(tries[..6], [vec![first], vec![first], vec![0, 1, 2], vec![first], vec![first], vec![0, 1, 2]]);
+    // It is free on all nodes but that one.
+    (0..3).filter(|node| *node != first).for_each(|node| world.nodes[node].forget("a"));
+    let start = Instant::now();
+    next_turn(&queue, 1).await.delivered();
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+/// From memory, for a moment, and only while the lease is out.
+#[tokio::test(start_paused = true)]
+async fn a_try_is_told_from_memory_what_was_seen_a_moment_ago() {
+    let world = world(3).await;
+    let request = |attempt| Some((b"a request id of 16+ bytes".to_vec(), attempt));
+    let holder = AcquireSpec { owner: Owner::new("holder").unwrap(), request: request(1), ..spec(10_000) };
+    let held = hold(&world, holder.clone()).await;
+    let asked = || world.nodes[0].with(|state| state.sets);
+    let refused = async |expected: u64| {
+        let Err(AcquireFailure::Contended { owner, retry_after, .. }) = world.acquire(spec(10_000)).await else {
+            panic!("not contended")
+        };
+        assert_eq!(owner, Owner::new("holder").unwrap());
+        assert!(retry_after.as_millis().abs_diff(u128::from(expected)) <= 1, "{retry_after:?}");
+    };
+    let before = asked();
+    sleep(Duration::from_millis(19)).await;
+    refused(10_000 - 19).await;
+    assert_eq!(asked(), before, "nobody was asked");
+    sleep(Duration::from_millis(2)).await;
+    // The clocks of these nodes stand still.
+    refused(10_000).await;
+    assert_eq!(asked(), before + 1);
+    sleep(Duration::from_millis(19)).await;
+    refused(10_000 - 40).await;
+    assert_eq!(asked(), before + 1, "what the nodes said last counts");
+
+    // Whoever repeats the request takes the place of its own first attempt.
+    let retry = AcquireSpec { request: request(2), received: Instant::now(), ..holder };
+    let held_again = hold(&world, retry).await;
+    assert_ne!(held.value, held_again.value);
+    world.coordinator.release(&held_again).await.unwrap();
+    assert!(world.acquire(spec(10_000)).await.is_ok(), "it was given back");
 }

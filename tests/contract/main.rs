@@ -16,10 +16,11 @@ mod random;
 mod real;
 mod simulated;
 mod subject;
+mod wakeups;
 
 use redlockd::engine::lease::{LockValue, Owner, RequestKey, Ttl};
 use redlockd::engine::reply::{Reply, Stored};
-use redlockd::node::{NodeTime, Op};
+use redlockd::node::{Channel, NodeTime, Op, WakeUp};
 use subject::Subject;
 
 /// Runs the body of a test on the simulated node, then on each of the real servers.
@@ -59,11 +60,12 @@ fn acquire(key: &str, value: &LockValue, ttl: Ttl) -> Op {
 }
 
 fn release(key: &str, value: &LockValue) -> Op {
-    Op::Release { key: key.into(), value: value.clone() }
+    Op::Release { key: key.into(), value: value.clone(), wake: None }
 }
 
 fn hand_over(key: &str, old: &LockValue, new: &LockValue, ttl: Ttl) -> Op {
-    Op::HandOver { key: key.into(), old: old.clone(), new: new.clone(), ttl, bucket: None }
+    let wake = WakeUp { channel: Channel(7), sender: "me.1".into() };
+    Op::HandOver { key: key.into(), old: old.clone(), new: new.clone(), ttl, bucket: None, wake }
 }
 
 fn renew(key: &str, value: &LockValue, ttl: Ttl) -> Op {

@@ -42,7 +42,7 @@ fn it_tells_what_the_last_call_changed() {
     call(&mut server, START, Op::Renew { key: "lock:a".into(), value: value(2), ttl });
     let renewed = Change::Expiry { key: key.clone(), value: second.clone(), ends_at_ms: Some(end + 1_000) };
     assert_eq!(server.take_changes(), [renewed]);
-    call(&mut server, START, Op::Release { key: "lock:a".into(), value: value(2) });
+    call(&mut server, START, Op::Release { key: "lock:a".into(), value: value(2), wake: None });
     assert_eq!(server.take_changes(), [Change::Deleted { key, value: second }]);
 }
 

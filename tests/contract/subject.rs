@@ -1,14 +1,16 @@
 //! The node that a test looks at, and what goes on behind its back.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use redlockd::engine::reply::Reply;
 use redlockd::node::script::Raw;
-use redlockd::node::{Connection, Node, NodeTime, Op, Probe, Replies, ScriptBy, WireError};
+use redlockd::node::{Channel, Connection, Listener, Node, NodeTime, Op, Probe, Replies, ScriptBy, WireError};
+use tokio::sync::mpsc;
 
-use crate::memory::Server;
+use crate::memory::{Published, Server};
 use crate::real::{Real, RealServer};
 use crate::support::PATIENCE;
 
@@ -90,6 +92,11 @@ impl Subject {
         }
     }
 
+    /// A connection for what is published.
+    pub async fn listen(&self) -> Box<dyn Listener> {
+        self.node.listen().await.unwrap()
+    }
+
     /// Restarts the server and connects again.
     pub async fn restart(&mut self) {
         self.backstage.restart();
@@ -111,16 +118,19 @@ async fn connect(node: &dyn Node) -> (Box<dyn Connection>, Arc<str>) {
 
 /// A server in memory with a clock that stands still unless it is moved, and was set right when it was made.
 #[derive(Clone)]
-pub struct Simulated(Arc<Mutex<(Server, NodeTime)>>);
+pub struct Simulated {
+    server: Arc<Mutex<(Server, NodeTime)>>,
+    ears: Arc<Mutex<BTreeMap<u64, mpsc::UnboundedSender<Arc<str>>>>>,
+}
 
 impl Simulated {
     fn new() -> Self {
         let server = Server::new("run-1");
-        Self(Arc::new(Mutex::new((server, wall_clock()))))
+        Self { server: Arc::new(Mutex::new((server, wall_clock()))), ears: Arc::default() }
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Server, &mut NodeTime) -> T) -> T {
-        let (server, now) = &mut *self.0.lock().unwrap();
+        let (server, now) = &mut *self.server.lock().unwrap();
         work(server, now)
     }
 }
@@ -128,6 +138,45 @@ impl Simulated {
 impl Node for Simulated {
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, WireError>> {
         Box::pin(async { Ok(Box::new(self.clone()) as Box<dyn Connection>) })
+    }
+
+    fn listen(&self) -> BoxFuture<'_, Result<Box<dyn Listener>, WireError>> {
+        Box::pin(async {
+            let (ear, messages) = mpsc::unbounded_channel();
+            let mut ears = self.ears.lock().unwrap();
+            let number = ears.last_key_value().map_or(0, |(number, _)| number + 1);
+            ears.insert(number, ear);
+            Ok(Box::new(SimulatedEar { node: self.clone(), number, messages }) as Box<dyn Listener>)
+        })
+    }
+}
+
+/// A connection for what the server in memory publishes.
+struct SimulatedEar {
+    node: Simulated,
+    number: u64,
+    messages: mpsc::UnboundedReceiver<Arc<str>>,
+}
+
+impl Listener for SimulatedEar {
+    fn subscribe<'a>(&'a self, channels: &'a [Channel]) -> BoxFuture<'a, Result<(), WireError>> {
+        self.node.with(|server, _| server.subscribe(self.number, channels));
+        Box::pin(async { Ok(()) })
+    }
+
+    fn unsubscribe<'a>(&'a self, channels: &'a [Channel]) -> BoxFuture<'a, Result<(), WireError>> {
+        self.node.with(|server, _| server.unsubscribe(self.number, channels));
+        Box::pin(async { Ok(()) })
+    }
+
+    fn next(&mut self) -> BoxFuture<'_, Result<Arc<str>, WireError>> {
+        Box::pin(async { self.messages.recv().await.ok_or(WireError::Closed("the server has ended".into())) })
+    }
+}
+
+impl Drop for SimulatedEar {
+    fn drop(&mut self) {
+        self.node.with(|server, _| server.hang_up(self.number));
     }
 }
 
@@ -137,7 +186,14 @@ impl Connection for Simulated {
     }
 
     fn call<'a>(&'a self, batch: &'a [Op], by: ScriptBy) -> BoxFuture<'a, Result<Replies, WireError>> {
-        Box::pin(async move { self.with(|server, now| server.call(*now, batch, by)) })
+        Box::pin(async move {
+            let (outcome, published) = self.with(|server, now| (server.call(*now, batch, by), server.take_published()));
+            let ears = self.ears.lock().unwrap();
+            for Published { message, to } in published {
+                to.iter().for_each(|ear| drop(ears[ear].send(message.as_str().into())));
+            }
+            outcome
+        })
     }
 
     fn closed(&self) -> BoxFuture<'static, Arc<str>> {
@@ -175,6 +231,7 @@ impl Backstage for Simulated {
 
     fn restart(&mut self) {
         self.with(|server, now| server.restart(&format!("run-{}", now.micros), |_| false));
+        self.ears.lock().unwrap().clear();
         self.pause(1_000);
     }
 

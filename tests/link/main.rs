@@ -20,7 +20,9 @@ use redlockd::node::link::{Link, Observer, STALL_GRACE, Timing};
 use redlockd::node::mailbox::{Mailbox, Reach, ReplyTo};
 use redlockd::node::roster::{Roster, Seat};
 use redlockd::node::script::MAX_BATCH;
-use redlockd::node::{Connection, Heard, Node, NodeTime, Op, Probe, Replies, ScriptBy, Settings, WireError};
+use redlockd::node::{
+    Channel, Connection, Heard, Listener, Node, NodeTime, Op, Probe, Replies, ScriptBy, Settings, WakeUp, WireError,
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, advance, sleep};
 
@@ -131,6 +133,11 @@ impl Node for Server {
             Ok(Box::new(Wire { number, server: self.clone(), closed: Mutex::new(Some(closed)) }) as Box<dyn Connection>)
         })
     }
+
+    /// Nobody listens in these tests.
+    fn listen(&self) -> BoxFuture<'_, Result<Box<dyn Listener>, WireError>> {
+        Box::pin(std::future::pending())
+    }
 }
 
 impl Connection for Wire {
@@ -210,7 +217,7 @@ fn set(number: u128) -> Op {
 }
 
 fn release(number: u128) -> Op {
-    Op::Release { key: format!("lock:{number}").into(), value: value(number) }
+    Op::Release { key: format!("lock:{number}").into(), value: value(number), wake: None }
 }
 
 /// Lets every task do what it can do now, without moving the clock.
@@ -752,7 +759,8 @@ impl ReplyTo for Heir {
 
 fn hand_over(old: u128, new: u128) -> Op {
     let ttl = Ttl::from_millis(10_000, Ttl::LONGEST).unwrap();
-    Op::HandOver { key: format!("lock:{old}").into(), old: value(old), new: value(new), ttl, bucket: None }
+    let wake = WakeUp { channel: Channel(7), sender: "me.1".into() };
+    Op::HandOver { key: format!("lock:{old}").into(), old: value(old), new: value(new), ttl, bucket: None, wake }
 }
 
 /// Protocol section 5: it carries the release, which is never dropped.
@@ -771,7 +779,7 @@ async fn a_hand_over_that_is_not_sent_becomes_a_release() {
     }
     call.all_yes();
     let call = scene.call().await;
-    assert_eq!(call.ops, [release(2), release(3)]);
+    assert_eq!(call.ops, [hand_over(2, 12), hand_over(3, 13)].map(|op| op.release_of().unwrap()));
     call.all_yes();
     settle().await;
     for heir in &heirs[..2] {
@@ -783,7 +791,11 @@ async fn a_hand_over_that_is_not_sent_becomes_a_release() {
     assert_eq!(scene.call().await.ops, [hand_over(4, 14)]);
     scene.server.break_connection();
     let call = scene.call().await;
-    assert_eq!((call.connection, &call.ops[..]), (connection + 1, &[release(4)][..]), "never sent twice");
+    assert_eq!(
+        (call.connection, &call.ops[..]),
+        (connection + 1, &[hand_over(4, 14).release_of().unwrap()][..]),
+        "never sent twice"
+    );
     assert!(matches!(heirs[2].waiter.only_unknown(), (WhyKind::ConnectionLost(_), true)));
     call.all_yes();
     settle().await;
@@ -802,7 +814,7 @@ async fn a_hand_over_that_is_taken_back_leaves_its_release() {
     heir.waiter.withdrawn.store(true, Ordering::Relaxed);
     call.all_yes();
     let call = scene.call().await;
-    assert_eq!(call.ops, [release(2)]);
+    assert_eq!(call.ops, [hand_over(2, 12).release_of().unwrap()]);
     call.all_yes();
     settle().await;
     assert_eq!((plug.replies().len(), heir.waiter.replies(), heir.releaser.replies()), (1, vec![], vec![Reply::Yes]));

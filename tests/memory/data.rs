@@ -1,6 +1,6 @@
 //! The keys of a server in memory, and the commands that the script gives to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use redlockd::node::NodeTime;
 
@@ -52,6 +52,14 @@ pub enum Change {
     Expiry { key: String, value: Vec<u8>, ends_at_ms: Option<u64> },
 }
 
+/// What a call published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    pub message: String,
+    /// Who had subscribed.
+    pub to: Vec<u64>,
+}
+
 /// A server's answer to a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -69,7 +77,7 @@ type Outcome = Result<Answer, String>;
 /// A command: its name, the least and the most words, whether it writes, whether it may need memory, and what it does.
 type Command = (&'static str, [usize; 2], bool, bool, fn(&mut Data, &[Vec<u8>]) -> Outcome);
 
-const COMMANDS: [Command; 12] = [
+const COMMANDS: [Command; 13] = [
     ("DEL", [2, usize::MAX], true, false, Data::del),
     ("EXISTS", [2, usize::MAX], false, false, Data::exists),
     ("GET", [2, 2], false, false, Data::get),
@@ -80,6 +88,7 @@ const COMMANDS: [Command; 12] = [
     ("INCRBY", [3, 3], true, true, Data::incrby),
     ("PEXPIRE", [3, 3], true, false, Data::pexpire),
     ("PTTL", [2, 2], false, false, Data::pttl),
+    ("PUBLISH", [3, 3], false, false, Data::publish),
     ("SET", [3, usize::MAX], true, true, Data::set),
     ("TIME", [1, 1], false, false, Data::time),
 ];
@@ -88,6 +97,9 @@ const COMMANDS: [Command; 12] = [
 pub struct Data {
     pub keys: Keys,
     pub changes: Vec<Change>,
+    /// Who has subscribed to which channels.
+    pub subscribers: BTreeMap<u64, BTreeSet<String>>,
+    pub published: Vec<Published>,
     /// Whether `maxmemory` is reached.
     pub full: bool,
     /// Stands still while a script runs.
@@ -99,7 +111,15 @@ pub struct Data {
 impl Default for Data {
     fn default() -> Self {
         let now = NodeTime { micros: 0 };
-        Self { keys: Keys::new(), changes: Vec::new(), full: false, now, has_written: false }
+        Self {
+            keys: Keys::new(),
+            changes: Vec::new(),
+            subscribers: BTreeMap::new(),
+            published: Vec::new(),
+            full: false,
+            now,
+            has_written: false,
+        }
     }
 }
 
@@ -108,6 +128,7 @@ impl Data {
     pub fn begin(&mut self, now: NodeTime) {
         self.keys.retain(|_, entry| entry.lives_at(now));
         self.changes.clear();
+        self.published.clear();
         self.now = now;
         self.has_written = false;
     }
@@ -166,6 +187,15 @@ impl Data {
     fn time(&mut self, _: &[Vec<u8>]) -> Outcome {
         let (seconds, micros) = (self.now.micros / 1_000_000, self.now.micros % 1_000_000);
         Ok(Answer::Array([seconds, micros].map(|number| number.to_string().into_bytes()).to_vec()))
+    }
+
+    fn publish(&mut self, words: &[Vec<u8>]) -> Outcome {
+        let channel = text(&words[0]);
+        let hears = |(who, channels): (&u64, &BTreeSet<String>)| channels.contains(&channel).then_some(*who);
+        let to: Vec<u64> = self.subscribers.iter().filter_map(hears).collect();
+        let heard = count(to.len());
+        self.published.push(Published { message: text(&words[1]), to });
+        Ok(heard)
     }
 
     fn get(&mut self, words: &[Vec<u8>]) -> Outcome {

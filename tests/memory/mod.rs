@@ -10,9 +10,9 @@ mod lua;
 use std::time::Duration;
 
 use redlockd::node::script::{self, Raw};
-use redlockd::node::{NodeTime, Op, Probe, Replies, ScriptBy, Settings, WireError};
+use redlockd::node::{Channel, NodeTime, Op, Probe, Replies, ScriptBy, Settings, WireError};
 
-pub use data::Change;
+pub use data::{Change, Published};
 use data::{Content, Data, Entry, Keys};
 
 /// A server. Costs nothing to make: the Lua interpreter belongs to the thread.
@@ -80,9 +80,32 @@ impl Server {
         std::mem::take(&mut self.data.changes)
     }
 
+    /// What the last call published, in order.
+    pub fn take_published(&mut self) -> Vec<Published> {
+        std::mem::take(&mut self.data.published)
+    }
+
+    /// `SUBSCRIBE` on the connection `who`.
+    pub fn subscribe(&mut self, who: u64, channels: &[Channel]) {
+        self.data.subscribers.entry(who).or_default().extend(channels.iter().map(Channel::to_string));
+    }
+
+    /// `UNSUBSCRIBE`.
+    pub fn unsubscribe(&mut self, who: u64, channels: &[Channel]) {
+        if let Some(subscribed) = self.data.subscribers.get_mut(&who) {
+            subscribed.retain(|name| channels.iter().all(|channel| channel.to_string() != *name));
+        }
+    }
+
+    /// A connection has ended.
+    pub fn hang_up(&mut self, who: u64) {
+        self.data.subscribers.remove(&who);
+    }
+
     /// Comes back as another process that knows no script, with the keys for which `keep` says so.
     pub fn restart(&mut self, run_id: &str, mut keep: impl FnMut(&str) -> bool) {
         self.data.keys.retain(|key, _| keep(key));
+        self.data.subscribers.clear();
         self.run_id = run_id.to_owned();
         self.knows_script = false;
     }

@@ -70,6 +70,8 @@ pub struct Call {
 /// A caller in line for a lock.
 #[derive(Clone, Debug)]
 pub struct Wait {
+    /// What for.
+    pub name: String,
     /// Of which proxy, in which of its lives, for which name.
     pub line: String,
     /// Who, for people.

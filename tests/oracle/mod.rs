@@ -15,6 +15,7 @@ mod liveness;
 mod ownership;
 mod recovery;
 mod register;
+mod starvation;
 mod tokens;
 mod validity;
 
@@ -56,6 +57,7 @@ pub fn judge(history: &History, assumptions: Assumptions) -> Vec<Violation> {
     found.extend(liveness::check(history));
     found.extend(recovery::check(history));
     found.extend(fifo::check(history));
+    found.extend(starvation::check(history));
     if assumptions != Assumptions::Broken {
         found.extend(exclusion::check(history));
     }

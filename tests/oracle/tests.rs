@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::history::{Call, Denial, Held, History, Intrusion, Lease, Leftover, Promise, Recovery, Removal, Wait, Write};
+use super::history::{Call, Denial, Fault, Held, History, Intrusion, Lease, Leftover, Promise, Recovery, Removal, Wait, Write};
 use super::{Assumptions, Violation, judge, overlaps, stale_writes_taken};
 
 fn at(ms: u64) -> Duration {
@@ -22,7 +22,14 @@ fn lease(client: &str, token: u64, granted: u64, until: u64) -> Lease {
 }
 
 fn wait(joined: u64, got: Option<u64>, left: Option<u64>) -> Wait {
-    Wait { line: "a".to_owned(), client: "one".to_owned(), joined: at(joined), got: got.map(at), left: left.map(at) }
+    Wait {
+        name: "n".to_owned(),
+        line: "a".to_owned(),
+        client: "one".to_owned(),
+        joined: at(joined),
+        got: got.map(at),
+        left: left.map(at),
+    }
 }
 
 fn write(lease: usize, token: u64, ms: u64, accepted: bool) -> Write {
@@ -210,4 +217,21 @@ fn the_hash_is_of_the_lines_and_nothing_else() {
     assert_eq!(plain.hash(), verbose.hash());
     assert_ne!(plain.hash(), longer.hash());
     assert_eq!((plain.lines().len(), verbose.lines().len()), (0, 1));
+}
+
+/// One waiter of a line sees so many grants to another line while nothing goes wrong.
+#[test]
+fn a_line_that_is_passed_over_for_long_is_rejected() {
+    let elsewhere = |count: u64| {
+        let grants = (0..count).map(|n| Wait { line: "b".to_owned(), ..wait(n, Some(100 + n), Some(100 + n)) });
+        History { waits: grants.chain([wait(1, Some(1_000), Some(1_000))]).collect(), ..History::default() }
+    };
+    assert_eq!(invariants(&elsewhere(150), Assumptions::Hold), Vec::<&str>::new());
+    assert_eq!(invariants(&elsewhere(151), Assumptions::Hold), ["starvation"]);
+    let mut own_turn = elsewhere(200);
+    own_turn.waits.push(wait(0, Some(200), Some(200)));
+    assert_eq!(invariants(&own_turn, Assumptions::Hold), Vec::<&str>::new(), "its line had a turn");
+    let mut faulty = elsewhere(200);
+    faulty.faults.push(Fault { what: "stopped".to_owned(), to: "proxy 1".to_owned(), from: at(0), until: at(1) });
+    assert_eq!(invariants(&faulty, Assumptions::Hold), Vec::<&str>::new(), "what went wrong explains it");
 }

@@ -48,27 +48,44 @@ impl Draw {
         let mut proxies = rng.random_range(1..=3);
         let until = Duration::from_millis(rng.random_range(6_000..12_000));
         let loses_one_in = *[0, 0, 30].choose(rng).expect("some");
-        let kind = rng.random_range(0..8);
-        let hurry = kind == 1;
+        let kind = rng.random_range(0..9);
+        let (hurry, crowd) = (kind == 1, kind == 8 && breakage.is_none());
         let habits = match kind {
             // What is left behind stays for long.
-            0 => Habits { names: 12, ttls: vec![20_000], rests_ms: 300, holds_ms: 700, loses_one_in, until },
+            0 => Habits { names: 12, ttls: vec![20_000], rests_ms: 300, holds_ms: 700, crowd: false, loses_one_in, until },
             // Locks go from hand to hand in a hurry, and from some proxies it is far to the counter.
             1 => {
                 proxies = proxies.max(2);
                 let names = rng.random_range(1..=3);
-                Habits { names, ttls: vec![30, 100, 1_000, 1_000], rests_ms: 10, holds_ms: 3, loses_one_in, until: until / 4 }
+                Habits {
+                    names,
+                    ttls: vec![30, 100, 1_000, 1_000],
+                    rests_ms: 10,
+                    holds_ms: 3,
+                    crowd: false,
+                    loses_one_in,
+                    until: until / 4,
+                }
+            }
+            // Many wait for one lock at every proxy, and nothing goes wrong: all of them get their turns.
+            _ if crowd => {
+                proxies = proxies.max(2);
+                let until = until / 2;
+                Habits { names: 1, ttls: vec![3_000], rests_ms: 2, holds_ms: 1, crowd, loses_one_in: 0, until }
             }
             _ => {
                 let ttls: &[&[u64]] =
                     &[&[300, 1_000], &[500, 2_000], &[200, 600, 3_000], &[1_000, 1_000, 1_000, 15_000], &[400]];
                 let ttls = ttls.choose(rng).expect("some").to_vec();
-                Habits { names: rng.random_range(1..=4), ttls, rests_ms: 400, holds_ms: 700, loses_one_in, until }
+                Habits { names: rng.random_range(1..=4), ttls, rests_ms: 400, holds_ms: 700, crowd: false, loses_one_in, until }
             }
         };
         let mut plan = Plan::draw(rng, nodes, proxies, habits.until, breakage);
         if hurry || rng.random_bool(0.1) {
             plan.far_counter(rng, nodes, proxies);
+        }
+        if crowd {
+            plan = Plan::default();
         }
         let latency = Duration::from_millis(*[1, 1, 1, 8].choose(rng).expect("some"));
         let longest = habits.ttls.iter().copied().max().unwrap_or_default();
@@ -82,7 +99,8 @@ impl Draw {
             durable: rng.random_ratio(4, 5),
             counter,
         };
-        Self { size, clients: rng.random_range(4..=7), habits, plan }
+        let clients = rng.random_range(4..=7);
+        Self { size, clients: if crowd { 3 * clients } else { clients }, habits, plan }
     }
 }
 

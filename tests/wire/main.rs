@@ -11,7 +11,7 @@ use redlockd::proto::{NodeState, ReleaseOutcome};
 use support::*;
 
 /// What the README tells operators to allow, and nothing more.
-const LOCK_ACL: [&str; 15] = [
+const LOCK_ACL: [&str; 19] = [
     "on",
     ">hush",
     "resetkeys",
@@ -27,6 +27,10 @@ const LOCK_ACL: [&str; 15] = [
     "+del",
     "+pttl",
     "+pexpire",
+    "&redlockd:*",
+    "+publish",
+    "+subscribe",
+    "+unsubscribe",
 ];
 const FENCE_ACL: [&str; 13] = [
     "on",
@@ -58,6 +62,18 @@ async fn everything_works(proxy: &Proxy) {
     assert_eq!(release(&mut client, &lock_id).await, ReleaseOutcome::Released);
     let second = granted(&mut client, want("a")).await;
     assert!(token(&second) > token(&first));
+    let waiter = tokio::spawn({
+        let mut client = client.clone();
+        async move { granted(&mut client, redlockd::proto::AcquireRequest { wait: seconds(60), ..want("a") }).await }
+    });
+    until("every node to be listened to", || async {
+        let nodes = proxy.nodes().await.nodes.len() - 1;
+        (proxy.metric_sum("redlock_node_listening", "").await == nodes as f64).then_some(())
+    })
+    .await;
+    assert_eq!(release(&mut client, &second.lock_id).await, ReleaseOutcome::Released);
+    waiter.await.unwrap();
+    assert_eq!(proxy.metric_sum("redlock_node_errors_total", "kind=\"not_published\"").await, 0.0);
 }
 
 #[tokio::test]

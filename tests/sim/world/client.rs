@@ -27,6 +27,8 @@ pub struct Habits {
     pub rests_ms: u64,
     /// Before each use of a lock, at most.
     pub holds_ms: u64,
+    /// Everybody waits for long, and has patience.
+    pub crowd: bool,
     /// One in so many messages between clients and proxies is lost; 0: none is.
     pub loses_one_in: u32,
     /// No new lock is asked for after that, if there were enough grants.
@@ -272,12 +274,19 @@ impl Client {
             let ttl_ms = shared.chance(|rng| *habits.ttls.choose(rng).expect("there are some"));
             let name = format!("name-{}", shared.chance(|rng| rng.random_range(0..habits.names)));
             let wait = if shared.one_in(3) { Duration::ZERO } else { shared.span(0, 3_000) };
+            let wait = if habits.crowd { Duration::from_secs(30) } else { wait };
             let mut want = self.want(&name, ttl_ms, wait);
             if shared.one_in(2) {
                 want.request = Some((shared.chance(|rng| rng.next_u64()).to_be_bytes().repeat(2), 1));
             }
-            if let Some(held) = self.try_hard(want).await {
-                self.use_it(held, habits.holds_ms).await;
+            match self.try_hard(want, habits.crowd).await {
+                None => {}
+                Some(held) if habits.crowd => {
+                    shared.sleep(shared.span(0, habits.holds_ms)).await;
+                    self.write(&held).await;
+                    self.release(&held).await;
+                }
+                Some(held) => self.use_it(held, habits.holds_ms).await,
             }
         }
     }
@@ -288,12 +297,12 @@ impl Client {
     }
 
     /// With a request id, a request without an answer is made again through another proxy.
-    async fn try_hard(self: &Arc<Self>, mut want: Want) -> Option<InHand> {
+    async fn try_hard(self: &Arc<Self>, mut want: Want, patient: bool) -> Option<InHand> {
         let shared = &self.world.shared;
         for attempt in 1..=3 {
             let proxy = shared.chance(|rng| rng.random_range(0..self.world.size.proxies));
             // Some have no patience at all, and go away at any moment.
-            let patience = if shared.one_in(4) { shared.span(0, 40) } else { want.wait + shared.span(100, 2_000) };
+            let patience = if shared.one_in(4) && !patient { shared.span(0, 40) } else { want.wait + shared.span(100, 2_000) };
             let request = want.request.as_mut();
             match request {
                 // Some do not raise the number, as they should.

@@ -87,6 +87,13 @@ pub struct State {
     pub excused: BTreeMap<(usize, String), &'static str>,
 }
 
+impl State {
+    /// Draws from the world's chance.
+    pub fn chance<T>(&mut self, draw: impl FnOnce(&mut StdRng) -> T) -> T {
+        draw(&mut self.rng)
+    }
+}
+
 impl Shared {
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nobody panics with it")
@@ -98,7 +105,7 @@ impl Shared {
 
     /// Draws from the world's chance.
     pub fn chance<T>(&self, draw: impl FnOnce(&mut StdRng) -> T) -> T {
-        draw(&mut self.state().rng)
+        self.state().chance(draw)
     }
 
     pub fn one_in(&self, n: u32) -> bool {

@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use redlockd::node::{Connection, Node, Op, Probe, Replies, ScriptBy, WireError};
+use redlockd::node::{Channel, Connection, Listener, Node, Op, Probe, Replies, ScriptBy, WireError};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::memory::Server;
 use crate::oracle::history::At;
 
 use super::Shared;
 use super::clock::Gate;
-use super::site;
+use super::site::{self, Ear, Site};
 
 /// The way from one proxy to one server.
 #[derive(Clone, Copy, Debug, Default)]
@@ -111,6 +112,84 @@ impl Node for SimNode {
             end.map(|end| Box::new(end) as Box<dyn Connection>).ok_or_else(|| WireError::Closed("connection refused".into()))
         })
     }
+
+    fn listen(&self) -> BoxFuture<'_, Result<Box<dyn Listener>, WireError>> {
+        Box::pin(async move {
+            let (ear, messages) = mpsc::unbounded_channel();
+            let mut accepted = None;
+            self.there_and_back(|site| {
+                if site.up {
+                    let number = site.open_ear(Ear { proxy: self.proxy, messages: ear });
+                    accepted = Some((number, site.starts));
+                }
+            })
+            .await;
+            let (number, starts) = accepted.ok_or_else(|| WireError::Closed("connection refused".into()))?;
+            let node = Self { shared: self.shared.clone(), gate: self.gate.clone(), ..*self };
+            Ok(Box::new(EarEnd { node, number, starts, messages, next: None }) as Box<dyn Listener>)
+        })
+    }
+}
+
+/// The proxy's end of a connection for what is published.
+struct EarEnd {
+    node: SimNode,
+    number: u64,
+    starts: u64,
+    messages: mpsc::UnboundedReceiver<(At, Arc<str>)>,
+    /// Received, and not there yet.
+    next: Option<(At, Arc<str>)>,
+}
+
+impl EarEnd {
+    async fn tell(&self, change: impl FnOnce(&mut Server) + Send) -> Result<(), WireError> {
+        let mut is_open = false;
+        self.node
+            .there_and_back(|site| {
+                is_open = site.starts == self.starts && site.ears.contains_key(&self.number);
+                if is_open {
+                    change(&mut site.server);
+                }
+            })
+            .await;
+        is_open.then_some(()).ok_or_else(|| WireError::Closed("connection reset".into()))
+    }
+}
+
+impl Listener for EarEnd {
+    fn subscribe<'a>(&'a self, channels: &'a [Channel]) -> BoxFuture<'a, Result<(), WireError>> {
+        Box::pin(self.tell(|server| server.subscribe(self.number, channels)))
+    }
+
+    fn unsubscribe<'a>(&'a self, channels: &'a [Channel]) -> BoxFuture<'a, Result<(), WireError>> {
+        Box::pin(self.tell(|server| server.unsubscribe(self.number, channels)))
+    }
+
+    fn next(&mut self) -> BoxFuture<'_, Result<Arc<str>, WireError>> {
+        Box::pin(async {
+            if self.next.is_none() {
+                self.next = self.messages.recv().await;
+            }
+            let Some((arrives, message)) = self.next.clone() else {
+                return Err(WireError::Closed("closed by the server".into()));
+            };
+            self.node.shared.time.until(arrives).await;
+            self.node.replies_pass().await;
+            self.node.gate.passes(self.node.shared.time).await;
+            self.next = None;
+            Ok(message)
+        })
+    }
+}
+
+impl Drop for EarEnd {
+    fn drop(&mut self) {
+        let (number, starts) = (self.number, self.starts);
+        let site = &mut self.node.shared.state().sites[self.node.site];
+        if site.starts == starts {
+            site.close_ears(|open, _| open == number);
+        }
+    }
 }
 
 impl SimNode {
@@ -128,6 +207,18 @@ impl SimNode {
 
     async fn replies_pass(&self) {
         hold(&self.shared, || self.line().replies_held_until).await;
+    }
+
+    /// Reaches the server with a request, and waits for its answer.
+    async fn there_and_back(&self, work: impl FnOnce(&mut Site) + Send) {
+        let shared = &self.shared;
+        shared.sleep(self.delay()).await;
+        self.requests_pass().await;
+        hold(shared, || shared.state().sites[self.site].paused_until).await;
+        work(&mut shared.state().sites[self.site]);
+        shared.sleep(self.delay()).await;
+        self.replies_pass().await;
+        self.gate.passes(shared.time).await;
     }
 
     fn accept(&self) -> Option<End> {

@@ -29,7 +29,7 @@ use crate::oracle::history::{At, Call, LeaseId, Promise, Wait};
 use super::clock::Gate;
 use super::env::SimEnv;
 use super::net::SimNode;
-use super::site::superseding;
+use super::site::{Site, superseding};
 use super::{Shared, World};
 
 /// A call to the designated server may take this long.
@@ -41,6 +41,15 @@ const SLACK: Duration = Duration::from_secs(2);
 
 struct Quiet;
 impl Observer for Quiet {}
+
+/// As the program does beside its work.
+async fn keep_house(coordinator: Arc<Coordinator>, shared: Arc<Shared>, gate: Gate) {
+    while !gate.is_dead() {
+        shared.sleep(Duration::from_millis(250)).await;
+        gate.passes(shared.time).await;
+        coordinator.forget_expired();
+    }
+}
 
 fn run_link(link: &Arc<Link>) {
     let link = link.clone();
@@ -118,7 +127,7 @@ impl Proxy {
             (0..nodes).map(|node| link(node, node, world.size.node_timeout, Some(Seat::new(&roster, node)))).collect();
         let waiters = LineBounds { per_name: 100, in_all: 1_000 };
         let (key_prefix, drift) = ("lock:".to_owned(), DriftFactor::DEFAULT);
-        let settings = Settings { quorum, key_prefix, drift, max_inflight: 1_000, waiters };
+        let settings = Settings { quorum, key_prefix, drift, max_inflight: 1_000, waiters, handover_limit: 4 };
         let counter = match world.size.counter {
             CounterKind::Designated => {
                 let fence = link(0, nodes, FENCE_TIMEOUT, None);
@@ -136,6 +145,8 @@ impl Proxy {
         };
         links.iter().for_each(run_link);
         let coordinator = Coordinator::new(settings, links.clone(), counter, env, metrics);
+        (0..nodes).for_each(|node| drop(tokio::spawn(coordinator.clone().hear(node))));
+        tokio::spawn(keep_house(coordinator.clone(), shared.clone(), gate.clone()));
         Arc::new(Self { number, gate, coordinator, links, shared, quorum, open: Mutex::default() })
     }
 
@@ -157,6 +168,8 @@ impl Proxy {
         for wire in sites.iter().flatten().filter(|wire| wire.proxy == self.number) {
             wire.cut(&self.shared, &self.gate, "the proxy was killed");
         }
+        let hang_up = |site: &mut Site| site.close_ears(|_, ear| ear.proxy == self.number);
+        self.shared.state().sites.iter_mut().for_each(hang_up);
         self.excuse_what_it_owed();
     }
 
@@ -309,7 +322,14 @@ impl Proxy {
         // A proxy that is started again is another one.
         let line = format!("{name} at proxy {} of {:p}", self.number, Arc::as_ptr(&self.coordinator));
         let waits = &mut self.shared.state().history.waits;
-        waits.push(Wait { line, client: want.client.clone(), joined: self.shared.now(), got: None, left: None });
+        waits.push(Wait {
+            name: name.to_owned(),
+            line,
+            client: want.client.clone(),
+            joined: self.shared.now(),
+            got: None,
+            left: None,
+        });
         Waits { shared: &self.shared, number: waits.len() - 1 }
     }
 

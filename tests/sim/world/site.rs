@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -9,8 +10,9 @@ use redlockd::engine::membership::{Charter, CounterKind, Marker, State as Standi
 use redlockd::engine::reply::Reply;
 use redlockd::node::script::{COUNTERS_KEY, MARKER_KEY};
 use redlockd::node::{NodeTime, Op, Replies, ScriptBy, WireError};
+use tokio::sync::mpsc;
 
-use crate::memory::{Change, Server, Snapshot};
+use crate::memory::{Change, Published, Server, Snapshot};
 use crate::oracle::history::{At, Removal};
 
 use super::clock::{Clock, MAX_RATE_PPM};
@@ -31,6 +33,8 @@ pub struct Site {
     pub starts: u64,
     /// Connections to its present process.
     pub wires: Vec<Arc<Wire>>,
+    /// Who listens to its present process.
+    pub ears: BTreeMap<u64, Ear>,
     /// An old copy of its data.
     pub snapshot: Option<Snapshot>,
 }
@@ -58,6 +62,7 @@ impl Site {
             paused_until: At::ZERO,
             starts: 1,
             wires: Vec::new(),
+            ears: BTreeMap::new(),
             snapshot: None,
         }
     }
@@ -86,7 +91,27 @@ impl Site {
     /// The process ends.
     pub fn crash(&mut self) -> Vec<Arc<Wire>> {
         self.up = false;
+        self.ears.clear();
         std::mem::take(&mut self.wires)
+    }
+
+    /// A connection for what is published.
+    pub fn open_ear(&mut self, ear: Ear) -> u64 {
+        let number = self.ears.last_key_value().map_or(0, |(number, _)| number + 1);
+        self.ears.insert(number, ear);
+        number
+    }
+
+    /// Such connections end.
+    pub fn close_ears(&mut self, which: impl Fn(u64, &Ear) -> bool) {
+        let server = &mut self.server;
+        self.ears.retain(|number, ear| {
+            let ends = which(*number, ear);
+            if ends {
+                server.hang_up(*number);
+            }
+            !ends
+        });
     }
 
     /// A new process, with the keys for which `keep` says so.
@@ -101,6 +126,28 @@ fn run_id(number: usize, start: u64) -> String {
     format!("server-{number}-{start}")
 }
 
+/// A connection for what is published, as its server sees it.
+pub struct Ear {
+    pub proxy: usize,
+    pub messages: mpsc::UnboundedSender<(At, Arc<str>)>,
+}
+
+/// One in so many messages is lost, and nobody knows.
+const LOST_MESSAGES: u32 = 20;
+
+/// Sends what a call published on its way.
+fn publish(state: &mut State, site: usize, now: At) {
+    for Published { message, to } in state.sites[site].server.take_published() {
+        for number in to {
+            let lost = state.chance(|rng| rng.random_ratio(1, LOST_MESSAGES));
+            let latency = state.chance(|rng| Duration::from_micros(50 * rng.random_range(0..60)));
+            if let Some(ear) = state.sites[site].ears.get(&number).filter(|_| !lost) {
+                let _ = ear.messages.send((now + latency, message.as_str().into()));
+            }
+        }
+    }
+}
+
 /// Lets a server run a call, and writes down what it did.
 pub fn execute(shared: &Shared, wire: &Wire, batch: &[Op], by: ScriptBy) -> Result<Replies, WireError> {
     let now = shared.now();
@@ -108,6 +155,8 @@ pub fn execute(shared: &Shared, wire: &Wire, batch: &[Op], by: ScriptBy) -> Resu
     let site = &mut state.sites[wire.site];
     let outcome = site.server.call(site.wall_clock(now), batch, by);
     state.history.note(now, format_args!("{} {}", wire.label(), shown(batch, &outcome)));
+    publish(state, wire.site, now);
+    let site = &mut state.sites[wire.site];
     for change in site.server.take_changes() {
         let removed = match change {
             Change::Set { key, value, over, .. } if key.starts_with("lock:") => {

@@ -1,0 +1,171 @@
+//! Wake-ups across proxies (protocol section 5): every node has 256 channels, a release is published on that of its name, and
+//! a proxy listens to those in which it has somebody to wake. A message that is lost costs a wait until the next look.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use crate::engine::lease::LockName;
+use crate::engine::quorum::NodeIndex;
+use crate::node::ear::Hearing;
+use crate::node::script::Freed;
+use crate::node::{Channel, WakeUp};
+
+use super::Coordinator;
+
+/// A channel in which nobody waits any more is listened to for a while: somebody else may come.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// What this proxy listens to, and how it signs what it tells.
+pub(super) struct Channels {
+    wanted: Mutex<BTreeMap<Channel, Wanted>>,
+    /// Random, of this process.
+    me: String,
+    releases: AtomicU64,
+}
+
+/// One channel.
+#[derive(Default)]
+struct Wanted {
+    /// That somebody waits for.
+    names: BTreeSet<LockName>,
+    /// Since when nobody does.
+    idle_since: Option<Instant>,
+}
+
+impl Channels {
+    /// Listens to nothing; signs with `random`.
+    pub fn new(random: u64) -> Self {
+        Self { wanted: Mutex::default(), me: format!("{random:016x}"), releases: AtomicU64::new(0) }
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, BTreeMap<Channel, Wanted>> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How a release of `name` is told. The number tells it from the next one: five nodes tell of each.
+    pub fn wake_up(&self, name: &LockName) -> WakeUp {
+        let number = self.releases.fetch_add(1, Ordering::Relaxed);
+        WakeUp { channel: Channel::of(name), sender: format!("{}.{number}", self.me).into() }
+    }
+
+    fn is_mine(&self, sender: &str) -> bool {
+        sender.split_once('.').is_some_and(|(who, _)| who == self.me)
+    }
+}
+
+impl Coordinator {
+    /// Somebody waits for a name.
+    pub(super) fn listen_for(&self, name: &LockName) {
+        let channel = Channel::of(name);
+        let is_new = {
+            let mut wanted = self.channels.wanted();
+            let is_new = !wanted.contains_key(&channel);
+            let entry = wanted.entry(channel).or_default();
+            entry.names.insert(name.clone());
+            entry.idle_since = None;
+            is_new
+        };
+        if is_new {
+            self.links.iter().for_each(|link| link.ear().want(channel, true));
+        }
+    }
+
+    /// Nobody waits for it any more.
+    pub(super) fn stop_listening_for(&self, name: &LockName) {
+        let mut wanted = self.channels.wanted();
+        if let Some(entry) = wanted.get_mut(&Channel::of(name)) {
+            entry.names.remove(name);
+            if entry.names.is_empty() {
+                entry.idle_since = Some(self.env.now());
+            }
+        }
+    }
+
+    /// To be called now and then: what nobody has waited for of late is not listened to any more.
+    pub(super) fn stop_listening(&self) {
+        let now = self.env.now();
+        let mut wanted = self.channels.wanted();
+        wanted.retain(|channel, entry| {
+            let is_over = entry.idle_since.is_some_and(|since| now - since >= LINGER);
+            if is_over {
+                self.links.iter().for_each(|link| link.ear().want(*channel, false));
+            }
+            !is_over
+        });
+    }
+
+    /// Whether no release of a name goes unheard: of any quorum that deletes it, one node at least tells us.
+    pub(super) fn hears(&self, name: &LockName) -> bool {
+        self.hearing(Channel::of(name)) >= self.needed_ears()
+    }
+
+    fn hearing(&self, channel: Channel) -> usize {
+        self.links.iter().filter(|link| link.ear().hears(channel)).count()
+    }
+
+    fn needed_ears(&self) -> usize {
+        self.settings.quorum.nodes() - self.settings.quorum.size() + 1
+    }
+
+    /// The node that is asked first for a name that many want: the same for all proxies that see the same nodes up.
+    pub(super) fn first_node(&self, name: &LockName) -> NodeIndex {
+        let nodes = self.links.len();
+        let start = crc32fast::hash(name.as_str().as_bytes()) as usize % nodes;
+        let in_order = || (start..start + nodes).map(|node| node % nodes);
+        in_order().find(|node| self.links[*node].may_vote()).unwrap_or(start)
+    }
+
+    /// Listens to one node, for ever.
+    pub async fn hear(self: Arc<Self>, node: NodeIndex) {
+        let hears = Hears { coordinator: self.clone(), node };
+        self.links[node].hear(&hears).await;
+    }
+}
+
+/// What comes from one node.
+struct Hears {
+    coordinator: Arc<Coordinator>,
+    node: NodeIndex,
+}
+
+impl Hearing for Hears {
+    fn on_message(&self, message: &str) {
+        let coordinator = &self.coordinator;
+        let Some(freed) = Freed::read(message).filter(|freed| !coordinator.channels.is_mine(freed.sender)) else { return };
+        let name = freed.key.strip_prefix(&*coordinator.settings.key_prefix).map(LockName::new);
+        // What is no name of ours is a lock of somebody else.
+        if let Some(Ok(name)) = name {
+            let at_the_first = coordinator.first_node(&name) == self.node;
+            coordinator.waiting.on_told(&name, freed.sender, at_the_first);
+        }
+    }
+
+    fn on_subscribed(&self, channels: &[Channel]) {
+        let coordinator = &self.coordinator;
+        coordinator.metrics.node(self.node).listens(true);
+        debug!(node = &**coordinator.links[self.node].address(), channels = channels.len(), "listens");
+        // What was released before was not heard.
+        let now_enough = |channel: &&Channel| coordinator.hearing(**channel) == coordinator.needed_ears();
+        let names: Vec<LockName> = {
+            let wanted = coordinator.channels.wanted();
+            let entries = channels.iter().filter(now_enough).filter_map(|channel| wanted.get(channel));
+            entries.flat_map(|entry| entry.names.iter().cloned()).collect()
+        };
+        names.iter().for_each(|name| coordinator.waiting.on_listening(name));
+    }
+
+    fn on_silence(&self) {
+        self.coordinator.metrics.node(self.node).listens(false);
+    }
+
+    fn on_deaf(&self, why: &str) {
+        let node = &**self.coordinator.links[self.node].address();
+        info!(node, why, "can not listen to releases through other proxies; whoever waits looks more often");
+        self.coordinator.metrics.node(self.node).listens(false);
+    }
+}

@@ -1,0 +1,8 @@
+//! Waiting on real servers: who is woken by whom, who is not lost, and what is left behind by those who go away.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod leaving;
+mod wakeups;
