@@ -8,11 +8,12 @@ DURATION ?= 30m
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help run test test-compose lint doc install compare prove-tokens prove-restarts prove-counter prove-sim mutants test-matrix soak clean
+.PHONY: help run test test-alerts test-compose lint doc install compare prove-tokens prove-restarts prove-counter prove-sim mutants test-matrix soak clean
 
 help:
 	@echo "make run           start five Redis servers, a designated one, and a proxy (ARGS='--nodes 3' ..)"
 	@echo "make test          install what the tests need, and run all but compose"
+	@echo "make test-alerts   check Prometheus's rules, and that each alert fires when it should and only then"
 	@echo "make test-matrix   compare the simulated node to every server that is known to work, Redis 6.2 to Valkey 9.1"
 	@echo "make test-compose  bring docker-compose.yml up and take a lock through it"
 	@echo "make lint          rustfmt, clippy, rustdoc"
@@ -30,10 +31,16 @@ run:
 	$(CARGO) build --release --locked
 	target/release/redlockd dev $(ARGS)
 
-test: $(VENV)/ready
+test: $(VENV)/ready test-alerts
 	@tools/need redis-server=redis-server
 	$(CARGO) test --locked --workspace
 	SIM_SEEDS=1000 $(CARGO) test --locked --release --test sim
+
+test-alerts:
+	@tools/need promtool=prometheus
+	promtool check rules deploy/prometheus/alerts.yml
+	promtool check config deploy/prometheus/prometheus.yml
+	promtool test rules deploy/prometheus/alerts_test.yml
 
 # Every one of them has to be there; the lines of the first test say which versions ran.
 test-matrix: $(VENV)/ready

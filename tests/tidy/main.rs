@@ -157,6 +157,65 @@ fn the_readme_lists_every_metric_and_no_other() {
 }
 
 #[test]
+fn the_alerts_use_only_metrics_and_labels_that_exist() {
+    use redlockd::metrics::{CATALOGUE, Kind};
+    let alerts = read("deploy/prometheus/alerts.yml");
+    let mut named = 0;
+    for word in alerts.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| word.starts_with("redlock_")) {
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| word.strip_suffix(*end));
+        let known = CATALOGUE.iter().any(|(name, kind, _)| match kind {
+            Kind::Counter | Kind::Gauge => *name == word,
+            Kind::Seconds | Kind::Ratio | Kind::Size => *name == base.unwrap_or(word),
+        });
+        assert!(known, "the alerts name {word}, which does not exist");
+        named += 1;
+    }
+    let code = code(&root().join("src/metrics.rs"));
+    let mut matched = 0;
+    let quoted: Vec<&str> = alerts.split('"').collect();
+    for pair in quoted.windows(2) {
+        let before = pair[0].trim_end_matches(['=', '!', '~']);
+        // Not a label matcher, or one of Prometheus's own labels.
+        if before == pair[0] || before.ends_with("job") {
+            continue;
+        }
+        for value in pair[1].split('|') {
+            let wanted = if before.ends_with(",le") { format!(" {value},") } else { format!("\"{value}\"") };
+            assert!(code.contains(&wanted), "the alerts look for {value:?}, which no metric has");
+            matched += 1;
+        }
+    }
+    assert!(named > 20 && matched > 10, "the test sees nothing: {named} metrics, {matched} values of labels");
+}
+
+/// The first word of a text.
+fn first_word(text: &str) -> &str {
+    text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default()
+}
+
+#[test]
+fn every_alert_is_tested_and_in_the_readme() {
+    let (alerts, readme) = (read("deploy/prometheus/alerts.yml"), read("README.md"));
+    let rules: Vec<&str> = alerts.split("- alert: ").skip(1).collect();
+    let tests = read("deploy/prometheus/alerts_test.yml");
+    let cases: Vec<&str> = tests.split("alertname: ").skip(1).collect();
+    for rule in &rules {
+        let name = first_word(rule);
+        for (what, sign) in [("fires", "exp_labels:"), ("does not fire", "exp_alerts: []")] {
+            let tested = cases.iter().any(|case| first_word(case) == name && case.contains(sign));
+            assert!(tested, "there is no test in which {name} {what}");
+        }
+        let severity = rule.split("severity: ").nth(1).map(first_word).unwrap_or_default();
+        assert!(readme.contains(&format!("| `{name}` | {severity} |")), "the README does not list {name} as {severity}");
+    }
+    for case in &cases {
+        let name = first_word(case);
+        assert!(rules.iter().any(|rule| first_word(rule) == name), "there is a test of {name}, which does not exist");
+    }
+    assert_eq!(readme.matches("| `Redlock").count(), rules.len(), "the README lists an alert that does not exist");
+}
+
+#[test]
 fn the_readme_names_every_command() {
     let readme = read("README.md");
     let help = Command::new(env!("CARGO_BIN_EXE_redlockd")).arg("--help").output().unwrap();
