@@ -58,6 +58,13 @@ pub enum Reply {
         /// Some of the buckets that were ever used, and where they stand.
         numbers: Vec<(u16, u64)>,
     },
+    /// A part of the locks whose keys begin alike.
+    Scanned {
+        /// Where the next part begins; `0` after the last.
+        next: Arc<str>,
+        /// Some of the keys, and what they hold. Long values are cut.
+        locks: Vec<(Arc<str>, Stored)>,
+    },
     /// The counter hands out no more until its ceiling is raised.
     AtCeiling {
         /// Where it stands.

@@ -194,6 +194,13 @@ pub enum Op {
         /// Where.
         key: Key,
     },
+    /// Tell a part of the locks whose keys begin alike.
+    Scan {
+        /// How they begin.
+        key: Key,
+        /// Where the last part ended; `0` at first.
+        from: Arc<str>,
+    },
     /// Take fencing tokens.
     Tokens {
         /// The counter's key.
@@ -259,6 +266,7 @@ impl Op {
             | Self::Repair { key, .. }
             | Self::Check { key, .. }
             | Self::Inspect { key }
+            | Self::Scan { key, .. }
             | Self::Tokens { key, .. }
             | Self::Marker { key, .. }
             | Self::StartCounter { key, .. }

@@ -22,6 +22,7 @@ const TEXT: &str = concat!(
     include_str!("../../lua/renew.lua"),
     include_str!("../../lua/repair.lua"),
     include_str!("../../lua/inspect.lua"),
+    include_str!("../../lua/scan.lua"),
     include_str!("../../lua/marker.lua"),
     include_str!("../../lua/fence.lua"),
     include_str!("../../lua/ceiling.lua"),
@@ -82,6 +83,7 @@ fn letter(op: &Op) -> &'static str {
         Op::Renew { .. } => "N",
         Op::Repair { .. } => "H",
         Op::Check { .. } | Op::Inspect { .. } => "I",
+        Op::Scan { .. } => "K",
         Op::Tokens { .. } => "T",
         Op::Marker { .. } => "M",
         Op::StartCounter { .. } => "S",
@@ -108,7 +110,7 @@ fn encode_one<'a>(op: &'a Op, args: &mut Vec<Arg<'a>>) {
         Op::RaiseBucket { value, bucket, token, .. } => {
             args.extend([Text(value.as_str()), Number(u64::from(*bucket)), Number(*token)]);
         }
-        Op::TellCounters { from, .. } => args.push(Text(from)),
+        Op::TellCounters { from, .. } | Op::Scan { from, .. } => args.push(Text(from)),
         Op::LiftCounters { base, numbers, .. } => args.extend([Number(*base), Text(numbers)]),
         Op::Repair { value, ends_at, .. } => args.extend([Text(value.as_str()), Number(ends_at.as_millis())]),
         Op::Release { value, wake, .. } => {
@@ -196,6 +198,7 @@ fn entry(op: &Op, raw: Raw) -> Reply {
             [Raw::Integer(heard)] => Reply::Released { heard: heard.try_into().ok() },
             _ => server_error(format!("a release of an unknown form: {list:?}")),
         },
+        (Op::Scan { .. }, Raw::List(list)) => scanned(&list),
         (_, Raw::Integer(1)) => Reply::Yes,
         (_, Raw::Integer(0)) => Reply::Absent,
         // Redis 6.2 ends some of its errors with a line end.
@@ -239,6 +242,22 @@ fn counters(list: &[Raw]) -> Reply {
         _ => None,
     }
     .unwrap_or_else(|| server_error("counters of an unknown form".to_owned()))
+}
+
+/// A part of the locks.
+fn scanned(list: &[Raw]) -> Reply {
+    let [Raw::Bytes(next), Raw::List(locks)] = list else {
+        return server_error("a part of a scan of an unknown form".to_owned());
+    };
+    let lock = |entry: &[Raw]| match entry {
+        // Another end than "none" is of a key that has just gone. No name has bytes that are no text.
+        [Raw::Bytes(key), Raw::Bytes(value), Raw::Integer(left @ -1..)] => {
+            let stored = Stored { value: Some(value.clone()), left_ms: time_left(*left) };
+            Some((std::str::from_utf8(key).ok()?.into(), stored))
+        }
+        _ => None,
+    };
+    Reply::Scanned { next: String::from_utf8_lossy(next).into(), locks: locks.chunks(3).filter_map(lock).collect() }
 }
 
 /// What the designated counter says.
@@ -307,6 +326,22 @@ mod tests {
         assert!(why.may_have_landed);
         assert_eq!(decoded.replies[2], Reply::Other(Stored { value: None, left_ms: None }));
         assert_eq!(decoded.replies[3], Reply::Tokens { last: 7, ceiling: 100, run_id: "run".into() });
+    }
+
+    #[test]
+    fn keys_that_are_gone_or_no_text_are_left_out_of_a_scan() {
+        let bytes = |bytes: &[u8]| Raw::Bytes(bytes.into());
+        let lock = |key: &[u8], left| [bytes(key), bytes(b"v"), Raw::Integer(left)];
+        let locks = [lock(b"lock:a", 5), lock(b"lock:gone", -2), lock(b"lock:\xff", 5), lock(b"lock:b", -1)].concat();
+        let scan = Op::Scan { key: "lock:".into(), from: "0".into() };
+        let decode_one = |raw| decode(std::slice::from_ref(&scan), reply(vec![raw])).unwrap().replies.remove(0);
+        let stored = |left_ms| Stored { value: Some(b"v".as_slice().into()), left_ms };
+        let expected = vec![("lock:a".into(), stored(Some(5))), ("lock:b".into(), stored(None))];
+        let told = decode_one(Raw::List(vec![bytes(b"17"), Raw::List(locks)]));
+        assert_eq!(told, Reply::Scanned { next: "17".into(), locks: expected });
+        for bad in [bytes(b"-NOPERM"), Raw::List(vec![bytes(b"0")]), Raw::Integer(2)] {
+            assert!(matches!(decode_one(bad), Reply::Unknown(_)));
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod lua;
 mod operations;
 mod random;
 mod real;
+mod scan;
 mod simulated;
 mod subject;
 mod wakeups;

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use redlockd::node::NodeTime;
 
+use super::glob;
+
 /// Of a hash.
 pub type Fields = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -77,7 +79,7 @@ type Outcome = Result<Answer, String>;
 /// A command: its name, the least and the most words, whether it writes, whether it may need memory, and what it does.
 type Command = (&'static str, [usize; 2], bool, bool, fn(&mut Data, &[Vec<u8>]) -> Outcome);
 
-const COMMANDS: [Command; 13] = [
+const COMMANDS: [Command; 14] = [
     ("DEL", [2, usize::MAX], true, false, Data::del),
     ("EXISTS", [2, usize::MAX], false, false, Data::exists),
     ("GET", [2, 2], false, false, Data::get),
@@ -89,6 +91,7 @@ const COMMANDS: [Command; 13] = [
     ("PEXPIRE", [3, 3], true, false, Data::pexpire),
     ("PTTL", [2, 2], false, false, Data::pttl),
     ("PUBLISH", [3, 3], false, false, Data::publish),
+    ("SCAN", [2, 6], false, false, Data::scan),
     ("SET", [3, usize::MAX], true, true, Data::set),
     ("TIME", [1, 1], false, false, Data::time),
 ];
@@ -278,6 +281,20 @@ impl Data {
         Ok(Answer::Scanned(next, part))
     }
 
+    /// In order of the keys' hashes, so that keys that stay are told whatever comes and goes meanwhile.
+    fn scan(&mut self, words: &[Vec<u8>]) -> Outcome {
+        let from = usize::try_from(integer(&words[0])?).map_err(|_| "ERR invalid cursor")?;
+        let (pattern, count) = scan_options(&words[1..])?;
+        let live = self.keys.iter().filter(|(_, entry)| entry.lives_at(self.now)).map(|(key, _)| key.as_bytes());
+        let mut open: Vec<(usize, &[u8])> = live.map(|key| (bucket(key), key)).filter(|(bucket, _)| *bucket >= from).collect();
+        open.sort_unstable();
+        // Keys of one bucket are not told apart by the cursor.
+        let next = open.get(count - 1).map_or(0, |(last, _)| last + 1);
+        let next = if open.last().is_some_and(|(bucket, _)| *bucket >= next) { next } else { 0 };
+        let part = open.iter().filter(|(bucket, _)| next == 0 || *bucket < next);
+        Ok(Answer::Scanned(next, part.map(|(_, key)| key.to_vec()).filter(|key| glob::matches(&pattern, key)).collect()))
+    }
+
     fn hset(&mut self, words: &[Vec<u8>]) -> Outcome {
         let fields = self.hash(&text(&words[0]), true)?.expect("it was created");
         let is_new = fields.insert(words[1].clone(), words[2].clone()).is_none();
@@ -302,6 +319,26 @@ impl Data {
         self.write(key, new.to_string().into_bytes(), ends_at_ms);
         Ok(Answer::Integer(new))
     }
+}
+
+/// Where a key stands in a scan.
+fn bucket(key: &[u8]) -> usize {
+    crc32fast::hash(key) as usize % 65_536
+}
+
+/// The pattern and the count of a scan.
+fn scan_options(words: &[Vec<u8>]) -> Result<(Vec<u8>, usize), String> {
+    let (mut pattern, mut count) = (b"*".to_vec(), 10);
+    for option in words.chunks(2) {
+        match option {
+            [name, value] if name.eq_ignore_ascii_case(b"MATCH") => pattern.clone_from(value),
+            [name, value] if name.eq_ignore_ascii_case(b"COUNT") => {
+                count = usize::try_from(integer(value)?).ok().filter(|count| *count > 0).ok_or("ERR syntax error")?;
+            }
+            _ => return Err("ERR syntax error".to_owned()),
+        }
+    }
+    Ok((pattern, count))
 }
 
 /// What follows key and value in a SET.

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, dead_code, missing_docs)]
 
 mod data;
+mod glob;
 mod lua;
 
 use std::time::Duration;

@@ -206,6 +206,7 @@ fn shown(batch: &[Op], outcome: &Result<Replies, WireError>) -> String {
             Op::Repair { value, .. } => ("repair".to_owned(), value.as_str()),
             Op::Check { value, .. } => ("check".to_owned(), value.as_str()),
             Op::Inspect { .. } => ("inspect".to_owned(), ""),
+            Op::Scan { from, .. } => (format!("scan {from}"), ""),
             Op::Tokens { count, .. } => (format!("tokens {count}"), ""),
             Op::RaiseBucket { value, bucket, token, .. } => (format!("bucket {bucket} to {token}"), value.as_str()),
             Op::TellCounters { from, .. } => (format!("tell {from}"), ""),
