@@ -33,6 +33,23 @@ impl LockName {
     }
 }
 
+/// How names begin: at most 512 bytes of UTF-8 without control characters. All names begin with the empty one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamePrefix(Arc<str>);
+
+impl NamePrefix {
+    /// Checks a beginning.
+    pub fn new(text: &str) -> Result<Self, TextError> {
+        check_text(text, LockName::MAX_BYTES)?;
+        Ok(Self(text.into()))
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// The public label of a holder: at most 128 bytes of UTF-8 without control characters and without `;`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner(Arc<str>);

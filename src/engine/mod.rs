@@ -17,12 +17,14 @@
 //! 6. A token is above 0 and below 2^53, and is fetched after the quorum ([`fencing`]).
 //! 7. A node votes only while its marker names the process that it is, and while its clock runs ([`membership`], [`clock`]).
 //! 8. A quorum stands at a token before it is handed out: at the number itself, or at a ceiling above it ([`fencing`]).
+//! 9. A list leaves out only names that no quorum can hold, whatever the nodes hold that were not heard ([`listing`]).
 
 pub mod backoff;
 pub mod clock;
 pub mod fencing;
 pub mod lease;
 pub mod line;
+pub mod listing;
 pub mod membership;
 pub mod preflight;
 pub mod quorum;
