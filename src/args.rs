@@ -37,6 +37,8 @@ pub enum Command {
     Renew(cli::renew::RenewArgs),
     /// Show who holds a name
     Get(cli::get::GetArgs),
+    /// Show which names are held
+    List(cli::list::ListArgs),
     /// Show the proxy's view of its nodes
     Nodes(cli::nodes::NodesArgs),
 }

@@ -188,7 +188,8 @@ async fn try_out(connection: &dyn Connection, config: &Config, votes: bool) -> R
         let renew = Op::Renew { key: lock.as_str().into(), value: value.clone(), ttl: longer };
         // Refused by a value, it is asked how long the other one lasts.
         let other = Op::Acquire { key: lock.as_str().into(), value: LockValue::new(!nonce, None, None), ttl, bucket: None };
-        batch.extend([acquire(&lock), renew, other, release(&lock)]);
+        let scan = Op::Scan { key: lock.as_str().into(), from: "0".into() };
+        batch.extend([acquire(&lock), renew, other, release(&lock), scan]);
     }
     match call(connection, &batch).await {
         Ok(replies) => {

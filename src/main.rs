@@ -47,6 +47,7 @@ fn main() -> ExitCode {
         Command::Release(args) => client(cli::release::run(args)),
         Command::Renew(args) => client(cli::renew::run(args)),
         Command::Get(args) => client(cli::get::run(args)),
+        Command::List(args) => client(cli::list::run(args)),
         Command::Nodes(args) => client(cli::nodes::run(args)),
     }
 }

@@ -79,7 +79,15 @@ macro_rules! label_enum {
 
 label_enum!(
     /// A remote procedure.
-    Rpc { Acquire => "Acquire", Release => "Release", Renew => "Renew", Check => "Check", Get => "Get", ListNodes => "ListNodes" }
+    Rpc {
+        Acquire => "Acquire",
+        Release => "Release",
+        Renew => "Renew",
+        Check => "Check",
+        Get => "Get",
+        List => "List",
+        ListNodes => "ListNodes",
+    }
 );
 
 label_enum!(
@@ -137,7 +145,7 @@ fn outcomes(rpc: Rpc) -> &'static [Outcome] {
         Rpc::Renew => &[Renewed, Lost],
         Rpc::Check => &[Held, NotHeld],
         Rpc::Get => &[Held, Free],
-        Rpc::ListNodes => &[Ok],
+        Rpc::List | Rpc::ListNodes => &[Ok],
     }
 }
 

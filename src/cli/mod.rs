@@ -11,6 +11,7 @@ use tonic::{Code, Status};
 
 pub mod acquire;
 pub mod get;
+pub mod list;
 pub mod nodes;
 pub mod release;
 pub mod renew;

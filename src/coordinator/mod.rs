@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,6 +29,7 @@ pub mod buckets;
 pub mod ceiling;
 pub mod fence;
 mod ledger;
+pub mod listing;
 pub mod lock_id;
 pub mod observer;
 pub mod question;
@@ -71,6 +73,8 @@ pub struct Coordinator {
     ledger: Ledger,
     waiting: WaitingRoom,
     channels: Channels,
+    /// Places for those who make lists.
+    lists: Semaphore,
     /// Requests under way, and those of them that count for the bound.
     requests: AtomicUsize,
     inflight: AtomicUsize,
@@ -129,6 +133,7 @@ impl Coordinator {
             tasks: TaskTracker::new(),
             draining: CancellationToken::new(),
             ledger: Ledger::default(),
+            lists: Semaphore::new(listing::MAX_LISTS),
             requests: AtomicUsize::new(0),
             inflight: AtomicUsize::new(0),
             tries: AtomicU64::new(u64::try_from(first_try).unwrap_or_default()),

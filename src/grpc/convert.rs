@@ -7,19 +7,27 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
 use crate::coordinator::attempt::{AcquireSpec, Grant};
+use crate::coordinator::listing::{HeldName, Listing};
 use crate::coordinator::lock_id::LockId;
 use crate::coordinator::question::{Holding, Lease, Vote};
 use crate::coordinator::waiting::LineView;
 use crate::coordinator::{Condition, ServerView};
 use crate::engine::fencing::Token;
-use crate::engine::lease::{LockName, Owner, Ttl, TtlBounds};
+use crate::engine::lease::{LockName, NamePrefix, Owner, Ttl, TtlBounds};
+use crate::engine::listing::PageSpec;
 use crate::engine::membership::Standing;
 use crate::engine::reply::Stored;
 use crate::engine::validity::Validity;
 use crate::proto;
 
+use super::page_token;
+
 /// The longest wait.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
+
+/// Names on a page for which no size is asked, and at most.
+const PAGE_SIZE: usize = 100;
+const MAX_PAGE_SIZE: usize = 1_000;
 
 /// A field out of its bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +68,28 @@ pub fn acquire(
 /// A lock's name.
 pub fn name(text: &str) -> Result<LockName, BadField> {
     LockName::new(text).map_err(|error| bad("name", format!("{:?} {error}", shown(text))))
+}
+
+/// A List.
+pub fn page(message: &proto::ListRequest) -> Result<PageSpec, BadField> {
+    let prefix = NamePrefix::new(&message.prefix);
+    let prefix = prefix.map_err(|error| bad("prefix", format!("{:?} {error}", shown(&message.prefix))))?;
+    let size = match message.page_size {
+        0 => PAGE_SIZE,
+        size => MAX_PAGE_SIZE.min(size as usize),
+    };
+    Ok(PageSpec { after: after(&message.page_token, &prefix)?, prefix, size })
+}
+
+fn after(token: &str, prefix: &NamePrefix) -> Result<Option<LockName>, BadField> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let after = page_token::decode(token).map_err(|problem| bad("page_token", problem))?;
+    if !after.as_str().starts_with(prefix.as_str()) {
+        return Err(bad("page_token", format!("is of a list with another prefix than {:?}", shown(prefix.as_str()))));
+    }
+    Ok(Some(after))
 }
 
 /// The beginning of a text: enough to recognise it.
@@ -291,6 +321,25 @@ fn node_vote(node: &str, vote: Vote) -> proto::NodeVote {
         owner: label(stored.as_ref().and_then(Stored::owner).as_ref()),
         time_left: stored.and_then(|stored| stored.left_ms).map(|ms| proto_duration(Duration::from_millis(ms))),
         detail,
+    }
+}
+
+/// A page of a list.
+pub fn listing(listing: Listing) -> proto::ListResponse {
+    proto::ListResponse {
+        next_page_token: listing.next_after.as_ref().map(page_token::encode).unwrap_or_default(),
+        locks: listing.held.into_iter().map(held_lock).collect(),
+    }
+}
+
+fn held_lock(held: HeldName) -> proto::HeldLock {
+    proto::HeldLock {
+        name: held.name.as_str().to_owned(),
+        owner: label(held.owner.as_ref()),
+        time_left: Some(proto_duration(held.left)),
+        fencing_token: held.token.map(Token::get),
+        waiters: count(held.waiters),
+        nodes: count(held.nodes),
     }
 }
 

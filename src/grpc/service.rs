@@ -170,6 +170,14 @@ impl LockService for Service {
         });
         answer.await.map(Response::new)
     }
+
+    async fn list(&self, request: Request<proto::ListRequest>) -> Result<Response<proto::ListResponse>, Status> {
+        let answer = self.serve(Rpc::List, request, async |message, _| {
+            let listing = self.coordinator.list(&convert::page(&message)?).await?;
+            Ok((convert::listing(listing), Outcome::Ok))
+        });
+        answer.await.map(Response::new)
+    }
 }
 
 #[tonic::async_trait]

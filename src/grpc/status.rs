@@ -7,6 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::coordinator::attempt::AcquireFailure;
+use crate::coordinator::listing::{ListFailure, MAX_LISTS};
 use crate::coordinator::{NoQuorum, NodeWord};
 use crate::engine::line::Full;
 use crate::metrics::Outcome;
@@ -18,6 +19,9 @@ const DOMAIN: &str = "redlockd";
 
 /// When a failed request may be sent again.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// The same for a list: each takes some time.
+const RETRY_LIST_AFTER: Duration = Duration::from_secs(1);
 
 /// A failure with what is counted for it.
 pub struct Failure {
@@ -40,6 +44,17 @@ impl From<NoQuorum> for Failure {
     fn from(NoQuorum { needed, nodes }: NoQuorum) -> Self {
         let head = format!("no quorum: {needed} of {} nodes have to answer", nodes.len());
         unavailable("NO_QUORUM", head, nodes)
+    }
+}
+
+impl From<ListFailure> for Failure {
+    fn from(failure: ListFailure) -> Self {
+        match failure {
+            ListFailure::NoQuorum(no_quorum) => no_quorum.into(),
+            ListFailure::TooMany => {
+                exhausted(format!("{MAX_LISTS} lists are being made at this proxy; nothing was done"), RETRY_LIST_AFTER)
+            }
+        }
     }
 }
 

@@ -5,6 +5,8 @@
 #[path = "../memory/mod.rs"]
 mod memory;
 
+mod listing;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -25,6 +27,7 @@ use redlockd::node::env::{Env, SystemEnv};
 use redlockd::node::link::{Link, Observer, Timing};
 use redlockd::node::roster::Roster;
 use redlockd::node::{Channel, Connection, Listener, Node, NodeTime, Op, Probe, Replies, ScriptBy, WireError};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use memory::Server;
@@ -39,6 +42,10 @@ struct State {
     asked_for_tokens_at: Vec<Instant>,
     /// How many SETs came.
     sets: usize,
+    /// How many steps of a scan.
+    scans: usize,
+    /// Ends its connection.
+    broken: Arc<Notify>,
 }
 
 /// The clocks of the nodes stand still: no key ends by itself, so what is left behind is seen.
@@ -49,7 +56,8 @@ impl Handle {
     fn new(name: &str) -> Self {
         let mut server = Server::new(name);
         server.call(NODES_NOW, &[], ScriptBy::Text).unwrap();
-        let state = State { server, delay: Duration::ZERO, asked_for_tokens_at: Vec::new(), sets: 0 };
+        let (delay, asked_for_tokens_at, broken) = (Duration::ZERO, Vec::new(), Arc::default());
+        let state = State { server, delay, asked_for_tokens_at, sets: 0, scans: 0, broken };
         Self(Arc::new(Mutex::new(state)))
     }
 
@@ -67,6 +75,14 @@ impl Handle {
         let value = LockValue::new(1, None, owner.as_ref());
         let ends_at_ms = Some(NODES_NOW.as_millis() + 500);
         self.with(|state| state.server.put(&format!("lock:{name}"), value.as_str().as_bytes(), ends_at_ms));
+    }
+
+    /// It is another process with the same keys, and its connection is gone.
+    fn restart(&self, run_id: &str) {
+        self.with(|state| {
+            state.server.restart(run_id, |_| true);
+            state.broken.notify_one();
+        });
     }
 
     /// It loses the lock.
@@ -100,6 +116,7 @@ impl Connection for Handle {
             if batch.iter().any(|op| matches!(op, Op::Tokens { .. })) {
                 state.asked_for_tokens_at.push(Instant::now());
             }
+            state.scans += batch.iter().filter(|op| matches!(op, Op::Scan { .. })).count();
             state.sets += batch.iter().filter(|op| matches!(op, Op::Acquire { .. })).count();
             (state.server.call(NODES_NOW, batch, by), state.delay)
         });
@@ -110,7 +127,11 @@ impl Connection for Handle {
     }
 
     fn closed(&self) -> BoxFuture<'static, Arc<str>> {
-        Box::pin(std::future::pending())
+        let broken = self.with(|state| state.broken.clone());
+        Box::pin(async move {
+            broken.notified().await;
+            "broken".into()
+        })
     }
 }
 

@@ -185,7 +185,9 @@ fn a_missing_permission_is_found() {
     let (node, fence) = (&cluster.nodes[1], &cluster.fence);
     node.cli(&["ACL", "SETUSER", "default", "-pexpire"]);
     finds(&check(&cluster.urls(), &fence.url(), &[]), "permission", "warning", &node.address());
-    node.cli(&["ACL", "SETUSER", "default", "+pexpire", "-config"]);
+    node.cli(&["ACL", "SETUSER", "default", "+pexpire", "-scan"]);
+    finds(&check(&cluster.urls(), &fence.url(), &[]), "permission", "warning", &node.address());
+    node.cli(&["ACL", "SETUSER", "default", "+scan", "-config"]);
     finds(&check(&cluster.urls(), &fence.url(), &[]), "settings", "warning", &node.address());
     node.cli(&["ACL", "SETUSER", "default", "+config"]);
     fence.cli(&["ACL", "SETUSER", "default", "-set"]);

@@ -176,7 +176,9 @@ async fn a_wrong_command_line_or_value_is_64() {
 #[tokio::test]
 async fn no_server_and_no_quorum_are_69() {
     let server = format!("127.0.0.1:{}", free_port());
-    for args in [&["acquire", "orders/42"][..], &["get", "orders/42"], &["nodes"], &["release", "x"], &["renew", "x"]] {
+    for args in
+        [&["acquire", "orders/42"][..], &["get", "orders/42"], &["list"], &["nodes"], &["release", "x"], &["renew", "x"]]
+    {
         let ran: Ran = redlockd().args(args).args(["--server", &server]).output().unwrap().into();
         failed(&ran, UNAVAILABLE, &[&server, "refused", "redlockd dev", "--server"]);
         // Also by its variable.

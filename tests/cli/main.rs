@@ -7,6 +7,7 @@ mod support;
 mod client;
 mod config;
 mod dev;
+mod list;
 
 use serde_json::Value;
 use support::Ran;

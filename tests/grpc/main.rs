@@ -7,6 +7,7 @@ mod support;
 mod bad_input;
 mod leases;
 mod lifecycle;
+mod listing;
 mod nodes;
 mod proxies;
 mod requests;

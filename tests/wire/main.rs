@@ -11,7 +11,7 @@ use redlockd::proto::{NodeState, ReleaseOutcome};
 use support::*;
 
 /// What the README tells operators to allow, and nothing more.
-const LOCK_ACL: [&str; 19] = [
+const LOCK_ACL: [&str; 20] = [
     "on",
     ">hush",
     "resetkeys",
@@ -31,6 +31,7 @@ const LOCK_ACL: [&str; 19] = [
     "+publish",
     "+subscribe",
     "+unsubscribe",
+    "+scan",
 ];
 const FENCE_ACL: [&str; 13] = [
     "on",
@@ -48,7 +49,7 @@ const FENCE_ACL: [&str; 13] = [
     "+incrby",
 ];
 
-/// Takes a lock, renews it, lets another node repair it, looks at it and releases it: every operation there is.
+/// Takes a lock, renews it, lets another node repair it, looks at it, lists and releases it: every operation there is.
 async fn everything_works(proxy: &Proxy) {
     let mut client = proxy.client().await;
     let first = granted(&mut client, want("a")).await;
@@ -59,6 +60,8 @@ async fn everything_works(proxy: &Proxy) {
     assert!(matches!(renewed, redlockd::proto::renew_response::Outcome::Renewed(_)));
     let held = client.get(redlockd::proto::GetRequest { name: "a".to_owned() }).await.unwrap().into_inner();
     assert!(matches!(held.state, Some(redlockd::proto::get_response::State::Held(_))), "{held:?}");
+    let listed = client.list(redlockd::proto::ListRequest::default()).await.unwrap().into_inner();
+    assert_eq!(listed.locks.iter().map(|lock| lock.name.as_str()).collect::<Vec<_>>(), ["a"]);
     assert_eq!(release(&mut client, &lock_id).await, ReleaseOutcome::Released);
     let second = granted(&mut client, want("a")).await;
     assert!(token(&second) > token(&first));
