@@ -1,23 +1,25 @@
 //! The servers that everything is measured on: five lock nodes, the designated one, and a proxy in front of them. All of them
 //! end with this process, however that ends.
+//!
+//! - [`proxy`]: the proxy. [`process`]: how programs end with us.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use redlockd::dev::{self, Cluster, Server};
-use redlockd::proto::operator_service_client::OperatorServiceClient;
-use redlockd::proto::{ListNodesRequest, ListNodesResponse, NodeState};
 
 use crate::Error;
 use crate::cpu::Processes;
-use crate::targets::proxy::channel;
+
+mod process;
+pub mod proxy;
+
+use proxy::{Proxy, Recipe};
 
 /// How many lock nodes there are.
 pub const NODES: u8 = 5;
@@ -53,26 +55,6 @@ pub struct Servers {
     cluster: Cluster,
 }
 
-/// A child process that is killed when dropped.
-struct Proxy {
-    child: Child,
-    address: SocketAddr,
-    /// Open, so that the proxy can go on writing.
-    _stdout: BufReader<ChildStdout>,
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        end(&mut self.child);
-    }
-}
-
-fn end(child: &mut Child) {
-    // Both fail only if it is gone already.
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
 impl Servers {
     /// Starts them. To be called from the main thread, see [`dev::start`].
     pub fn start(args: &ServersArgs) -> Result<Self, Error> {
@@ -80,14 +62,15 @@ impl Servers {
             Some(program) => program.clone(),
             None => std::env::current_exe()?.with_file_name("redlockd"),
         };
+        let recipe = Recipe { program, serve: args.serve.clone() };
         let cluster = dev::start(NODES, !args.quorum_counter, args.redis_server.as_deref())?;
-        let proxy = start_proxy(&program, &cluster, &args.serve)?;
+        let proxy = recipe.start(&cluster)?;
         Ok(Self { proxy, cluster })
     }
 
     /// Where the proxy listens.
     pub fn proxy(&self) -> SocketAddr {
-        self.proxy.address
+        self.proxy.address()
     }
 
     /// The lock nodes' URLs.
@@ -98,23 +81,12 @@ impl Servers {
     /// The processes whose CPU time counts.
     pub fn processes(&self) -> Processes {
         let redis = self.cluster.nodes.iter().chain(&self.cluster.fence).map(Server::pid).collect();
-        Processes { proxy: self.proxy.child.id(), redis }
+        Processes { proxy: self.proxy.pid(), redis }
     }
 
     /// Waits until the proxy uses every server, and nothing waits for one.
     pub async fn all_up(&self) -> Result<(), Error> {
-        let mut client = OperatorServiceClient::new(channel(self.proxy.address).await?);
-        let started = Instant::now();
-        loop {
-            let nodes = client.list_nodes(ListNodesRequest {}).await?.into_inner();
-            if nodes.nodes.iter().all(|node| node.state() == NodeState::Up && node.queued == 0) {
-                return Ok(());
-            }
-            if started.elapsed() > PATIENCE {
-                return Err(format!("after {PATIENCE:?} the proxy still does not use all nodes: {}", states(&nodes)).into());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        self.proxy.all_up().await
     }
 
     /// Stops some lock nodes, as a machine that hangs would.
@@ -156,63 +128,6 @@ impl Drop for Stopped {
             // Fails only if it is gone.
             let _ = kill(*pid, Signal::SIGCONT);
         }
-    }
-}
-
-fn states(nodes: &ListNodesResponse) -> String {
-    let said = nodes.nodes.iter().map(|node| format!("{} {:?} {}", node.node, node.state(), node.detail));
-    said.collect::<Vec<_>>().join(", ")
-}
-
-fn start_proxy(program: &Path, cluster: &Cluster, more: &[String]) -> Result<Proxy, Error> {
-    let mut command = Command::new(program);
-    // What is measured is what everybody gets, unless it is asked for here.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("REDLOCKD_")) {
-        command.env_remove(name);
-    }
-    let urls: Vec<String> = cluster.nodes.iter().map(Server::url).collect();
-    command.args(["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--log-level", "error"]).args([
-        "--nodes-urls",
-        &urls.join(","),
-        "--nodes-bootstrap",
-        "now",
-    ]);
-    match &cluster.fence {
-        Some(fence) => command.args(["--fencing-url", &fence.url()]),
-        None => command.args(["--fencing-counter", "quorum"]),
-    };
-    command
-        .args(more)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        // A Ctrl-C is for us.
-        .process_group(0);
-    die_with_parent(&mut command);
-    let mut child = command.spawn().map_err(|error| format!("{} can not be started: {error}", program.display()))?;
-    match listening(&mut child) {
-        Some((address, stdout)) => Ok(Proxy { child, address, _stdout: stdout }),
-        None => {
-            end(&mut child);
-            Err(format!("{} serve does not start", program.display()).into())
-        }
-    }
-}
-
-/// Where it says that it listens, in its first line.
-fn listening(child: &mut Child) -> Option<(SocketAddr, BufReader<ChildStdout>)> {
-    let mut stdout = BufReader::new(child.stdout.take()?);
-    let mut line = String::new();
-    stdout.read_line(&mut line).ok()?;
-    let address = line.split_whitespace().find_map(|word| word.parse().ok())?;
-    Some((address, stdout))
-}
-
-/// Has the system kill the child when this thread ends, however it ends.
-fn die_with_parent(command: &mut Command) {
-    // SAFETY: one system call between fork and exec, which is allowed there: nothing is allocated or locked.
-    #[allow(unsafe_code)]
-    unsafe {
-        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
     }
 }
 
