@@ -8,7 +8,7 @@ DURATION ?= 30m
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help run test test-alerts test-compose lint doc install compare prove-tokens prove-restarts prove-counter prove-sim mutants test-matrix soak clean
+.PHONY: help run test test-alerts test-compose lint doc install compare contended prove-tokens prove-restarts prove-counter prove-sim mutants test-matrix soak clean
 
 help:
 	@echo "make run           start five Redis servers, a designated one, and a proxy (ARGS='--nodes 3' ..)"
@@ -25,6 +25,7 @@ help:
 	@echo "make mutants       break the protocol on purpose, in every way we know: each is caught"
 	@echo "make soak          real servers under real faults for DURATION=30m; the report is target/faults/report.html"
 	@echo "make compare       measure against rslock on the same servers"
+	@echo "make contended     measure a lock that many want, against etcd and rslock"
 
 run:
 	@tools/need redis-server=redis-server
@@ -72,6 +73,11 @@ compare:
 	@tools/need redis-server=redis-server
 	$(CARGO) build --profile dist --locked --workspace
 	target/dist/redlockd-bench compare $(ARGS)
+
+contended:
+	@tools/need etcd=etcd-server redis-server=redis-server
+	$(CARGO) build --profile dist --locked --workspace
+	target/dist/redlockd-bench contended $(ARGS)
 
 prove-tokens:
 	@tools/need redis-server=redis-server

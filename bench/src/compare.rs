@@ -34,7 +34,7 @@ enum Part {
 }
 
 /// More callers' threads than that measure nothing new.
-const MOST_THREADS: u8 = 64;
+pub const MOST_THREADS: u8 = 64;
 
 /// Compare redlockd with the library rslock on the same five nodes, and with itself while two of them are stopped
 ///
@@ -77,7 +77,8 @@ pub struct CompareArgs {
     pub servers: ServersArgs,
 }
 
-fn window_length(text: &str) -> Result<Duration, String> {
+/// A length that a window may have.
+pub fn window_length(text: &str) -> Result<Duration, String> {
     let length = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     let bounds = Duration::from_millis(100)..=Duration::from_secs(600);
     if bounds.contains(&length) { Ok(length) } else { Err("a window lasts from 100ms to 10m".to_owned()) }

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use crate::Error;
 use crate::cpu::{CpuTime, Processes};
-use crate::stats::Latencies;
+use crate::stats::{Latencies, micros};
 
 /// How long a pair that was begun within the window may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -138,10 +138,6 @@ async fn work<C: Caller>(mut caller: C, limit: Arc<Limit>) -> (C, Tally) {
         }
     }
     (caller, tally)
-}
-
-fn micros(duration: Duration) -> u32 {
-    duration.as_micros().try_into().unwrap_or(u32::MAX)
 }
 
 fn add_up(tallies: Vec<Tally>, took: Duration, cpu: CpuTime) -> Window {

@@ -1,8 +1,11 @@
 //! The load generator of redlockd. Wires only: arguments, servers, runtime, measurement, report, exit code.
 //!
-//! - [`compare`]: what is measured, in which order.
-//! - [`servers`]: the servers that it is measured on. [`targets`]: what a caller of each target does.
-//! - [`load`]: callers at work for a window. [`cpu`]: what it cost. [`stats`], [`report`]: what is made of it.
+//! - [`compare`], [`contended`]: what is measured, in which order.
+//! - [`servers`]: the servers that it is measured on.
+//! - [`targets`]: what a caller of each target does that has a lock of its own. [`load`]: such callers at work for a window.
+//! - [`contenders`]: what a client of each target does that wants a lock which others want. [`mod@line`]: such clients at work.
+//!   [`witness`]: whether what they got was true.
+//! - [`cpu`]: what it cost. [`stats`], [`report`]: what is made of it.
 
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -13,15 +16,20 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 mod compare;
+mod contended;
+mod contenders;
 mod cpu;
+mod line;
 mod load;
 mod report;
 mod servers;
 mod stats;
 mod targets;
+mod witness;
 
 use compare::CompareArgs;
-use servers::Servers;
+use contended::ContendedArgs;
+use servers::{Servers, ServersArgs};
 
 /// The same for every target that runs in this process, and the one that redlockd has.
 #[global_allocator]
@@ -49,6 +57,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Compare(CompareArgs),
+    Contended(ContendedArgs),
 }
 
 fn main() -> ExitCode {
@@ -62,23 +71,25 @@ fn main() -> ExitCode {
         }
     };
     match cli.command {
-        Command::Compare(args) => run_compare(&args),
+        Command::Compare(args) => measure(&args.servers, args.threads(), async |servers| compare::run(&args, servers).await),
+        Command::Contended(args) => measure(&args.servers, args.threads, async |servers| contended::run(&args, servers).await),
     }
 }
 
-fn run_compare(args: &CompareArgs) -> ExitCode {
+/// Starts the servers, and measures on them, on the main thread. `what` says how many operations failed.
+fn measure(args: &ServersArgs, threads: u8, what: impl AsyncFnOnce(&Servers) -> Result<u64, Error>) -> ExitCode {
     // From the main thread and before there are others: the servers end with the thread that started them.
-    let servers = match Servers::start(&args.servers) {
+    let servers = match Servers::start(args) {
         Ok(servers) => servers,
         Err(error) => return failed(&error),
     };
-    let runtime = match runtime(args.threads()) {
+    let runtime = match runtime(threads) {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
     let outcome = runtime.block_on(async {
         tokio::select! {
-            result = compare::run(args, &servers) => Some(result),
+            result = what(&servers) => Some(result),
             () = asked_to_end() => None,
         }
     });

@@ -76,7 +76,7 @@ impl Row {
 }
 
 /// The median of the ratios of windows that lie side by side in time.
-pub fn ratio(windows: &[Window], others: &[Window], figure: impl Fn(&Window) -> f64) -> f64 {
+pub fn ratio<W>(windows: &[W], others: &[W], figure: impl Fn(&W) -> f64) -> f64 {
     median(windows.iter().zip(others).map(|(window, other)| figure(window) / figure(other)))
 }
 

@@ -1,5 +1,7 @@
 //! Numbers about numbers.
 
+use std::time::Duration;
+
 /// The middle of `values`, the mean of the two middle ones of an even count. NaN of nothing.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let sorted = sorted(values);
@@ -15,6 +17,17 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 pub fn spread(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     let sorted = sorted(values);
     (sorted.first().copied().unwrap_or(f64::NAN), sorted.last().copied().unwrap_or(f64::NAN))
+}
+
+/// How many times the smallest of some shares the largest is; infinite if somebody got nothing. NaN of nothing.
+pub fn inequality(shares: &[u64]) -> f64 {
+    let (least, most) = spread(shares.iter().map(|share| *share as f64));
+    most / least
+}
+
+/// Whole microseconds, for samples.
+pub fn micros(duration: Duration) -> u32 {
+    duration.as_micros().try_into().unwrap_or(u32::MAX)
 }
 
 fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
@@ -41,6 +54,12 @@ impl Latencies {
         let rank = (self.sorted_us.len() * percent).div_ceil(100).max(1);
         self.sorted_us.get(rank - 1).map_or(f64::NAN, |us| f64::from(*us) / 1000.0)
     }
+
+    /// The mean, in milliseconds. NaN of nothing.
+    pub fn mean_ms(&self) -> f64 {
+        let sum: u64 = self.sorted_us.iter().map(|us| u64::from(*us)).sum();
+        sum as f64 / self.sorted_us.len() as f64 / 1000.0
+    }
 }
 
 #[cfg(test)]
@@ -62,6 +81,14 @@ mod tests {
     }
 
     #[test]
+    fn shares_are_as_unequal_as_the_largest_to_the_smallest() {
+        assert_eq!(inequality(&[5, 4, 10]), 2.5);
+        assert_eq!(inequality(&[7]), 1.0);
+        assert_eq!(inequality(&[0, 7]), f64::INFINITY);
+        assert!(inequality(&[]).is_nan() && inequality(&[0, 0]).is_nan());
+    }
+
+    #[test]
     fn a_percentile_is_a_sample_that_so_many_do_not_exceed() {
         let hundred = Latencies::new((1..=100).rev().map(|ms| ms * 1000).collect());
         assert_eq!(hundred.percentile_ms(50), 50.0);
@@ -71,6 +98,7 @@ mod tests {
         assert_eq!(few.percentile_ms(50), 2.0);
         assert_eq!(few.percentile_ms(99), 3.0, "rounded up: never better than what was seen");
         assert_eq!(few.percentile_ms(0), 1.0);
-        assert!(Latencies::default().percentile_ms(50).is_nan());
+        assert_eq!(few.mean_ms(), 2.0);
+        assert!(Latencies::default().percentile_ms(50).is_nan() && Latencies::default().mean_ms().is_nan());
     }
 }

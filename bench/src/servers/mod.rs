@@ -1,7 +1,8 @@
 //! The servers that everything is measured on: five lock nodes, the designated one, and a proxy in front of them. All of them
 //! end with this process, however that ends.
 //!
-//! - [`proxy`]: the proxy. [`process`]: how programs end with us.
+//! - [`proxy`]: the proxy, and more of them. [`etcd`]: what it is compared with. [`link`]: questions to a node itself.
+//! - [`process`]: how programs and directories end with us.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,9 +17,12 @@ use redlockd::dev::{self, Cluster, Server};
 use crate::Error;
 use crate::cpu::Processes;
 
+pub mod etcd;
+pub mod link;
 mod process;
 pub mod proxy;
 
+use link::Link;
 use proxy::{Proxy, Recipe};
 
 /// How many lock nodes there are.
@@ -53,6 +57,7 @@ pub struct Servers {
     /// The first to be dropped: it has nothing to complain about then.
     proxy: Proxy,
     cluster: Cluster,
+    recipe: Recipe,
 }
 
 impl Servers {
@@ -65,12 +70,28 @@ impl Servers {
         let recipe = Recipe { program, serve: args.serve.clone() };
         let cluster = dev::start(NODES, !args.quorum_counter, args.redis_server.as_deref())?;
         let proxy = recipe.start(&cluster)?;
-        Ok(Self { proxy, cluster })
+        Ok(Self { proxy, cluster, recipe })
     }
 
     /// Where the proxy listens.
     pub fn proxy(&self) -> SocketAddr {
         self.proxy.address()
+    }
+
+    /// One more proxy, for as long as it is kept. To be called from the main thread.
+    pub async fn another_proxy(&self) -> Result<Proxy, Error> {
+        let proxy = self.recipe.start(&self.cluster)?;
+        proxy.all_up().await?;
+        Ok(proxy)
+    }
+
+    /// Connections to the lock nodes themselves.
+    pub async fn links(&self) -> Result<Vec<Link>, Error> {
+        let mut links = Vec::new();
+        for node in &self.cluster.nodes {
+            links.push(Link::open(node.address()).await?);
+        }
+        Ok(links)
     }
 
     /// The lock nodes' URLs.

@@ -1,7 +1,9 @@
 //! Child processes that end with this one, however that ends.
 
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use nix::sys::signal::Signal;
 
@@ -32,6 +34,11 @@ impl Process {
     pub fn take_stdout(&mut self) -> Option<ChildStdout> {
         self.child.stdout.take()
     }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
 }
 
 impl Drop for Process {
@@ -51,18 +58,71 @@ fn die_with_parent(command: &mut Command) {
     }
 }
 
+/// So many different loopback addresses that are free now.
+pub fn free_addresses(count: usize) -> Result<Vec<SocketAddr>, Error> {
+    // All of them are held until the last is found, so that none is found twice.
+    let listeners: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;
+    Ok(listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
+}
+
+/// A directory that goes away with this process, however that ends.
+pub struct Directory {
+    path: PathBuf,
+    /// A shell waits for the end of this pipe, which only we hold.
+    _held: Option<ChildStdin>,
+}
+
+impl Directory {
+    /// Creates it in `parent`.
+    pub fn create(parent: &Path) -> Result<Self, Error> {
+        let path = parent.join(format!("redlockd-bench-{}", std::process::id()));
+        std::fs::create_dir(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let mut directory = Self { path, _held: None };
+        // The second is for servers that the system is about to kill too.
+        let keeper = Command::new("sh")
+            .args(["-c", "cat > /dev/null; sleep 1; rm -rf -- \"$0\""])
+            .arg(&directory.path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn();
+        directory._held = keeper.map_err(|error| format!("sh can not be started: {error}"))?.stdin;
+        Ok(directory)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
 
     #[test]
-    fn a_process_goes_when_it_is_dropped() {
+    fn free_addresses_differ() {
+        let addresses = free_addresses(3).unwrap();
+        assert!(addresses[0] != addresses[1] && addresses[1] != addresses[2] && addresses[0] != addresses[2]);
+    }
+
+    #[test]
+    fn a_process_and_its_directory_go_when_they_are_dropped() {
+        let directory = Directory::create(&std::env::temp_dir()).unwrap();
+        let path = directory.path().to_owned();
+        std::fs::write(path.join("file"), "x").unwrap();
         let process = Process::start(Command::new("sleep").arg("60")).unwrap();
         let entry = PathBuf::from(format!("/proc/{}", process.id()));
-        assert!(entry.exists());
-        drop(process);
-        assert!(!entry.exists());
+        assert!(path.exists() && entry.exists());
+        drop((process, directory));
+        assert!(!path.exists() && !entry.exists());
     }
 }

@@ -6,4 +6,4 @@ pub mod rslock;
 use std::time::Duration;
 
 /// The time to live of every lock: long enough for the slowest pair, the default of the proxy.
-const TTL: Duration = Duration::from_secs(10);
+pub const TTL: Duration = Duration::from_secs(10);

@@ -25,15 +25,18 @@ pub struct Unary {
 
 /// So many callers, with their connections open.
 pub async fn callers(proxy: SocketAddr, count: usize) -> Result<Vec<Unary>, Error> {
+    let caller = |(i, channel)| Unary { client: LockServiceClient::new(channel), name: format!("bench/{i}"), last_token: 0 };
+    Ok(channels(proxy, count).await?.into_iter().enumerate().map(caller).collect())
+}
+
+/// The connections of so many callers, one for each of them.
+pub async fn channels(proxy: SocketAddr, callers: usize) -> Result<Vec<Channel>, Error> {
     let mut channels = Vec::new();
-    for _ in 0..count.div_ceil(CALLERS_PER_CHANNEL) {
-        channels.push(channel(proxy).await?);
+    while channels.len() < callers {
+        let shared = channel(proxy).await?;
+        channels.resize(callers.min(channels.len() + CALLERS_PER_CHANNEL), shared);
     }
-    let caller = |i: usize| {
-        let client = LockServiceClient::new(channels[i / CALLERS_PER_CHANNEL].clone());
-        Unary { client, name: format!("bench/{i}"), last_token: 0 }
-    };
-    Ok((0..count).map(caller).collect())
+    Ok(channels)
 }
 
 /// An open connection to the proxy.
@@ -60,17 +63,39 @@ impl Caller for Unary {
 impl Unary {
     /// The lock id of a grant that keeps its promises.
     fn check(&mut self, outcome: Option<Outcome>) -> Result<String, String> {
-        let Some(Outcome::Granted(Granted { lock_id, fencing, validity, .. })) = outcome else {
-            return Err(format!("acquire: {outcome:?}"));
-        };
-        match fencing {
-            Some(Fencing::FencingToken(token)) if token > self.last_token => self.last_token = token,
-            other => return Err(format!("acquire: {other:?} after token {}", self.last_token)),
+        let grant = granted(outcome)?;
+        if grant.token <= self.last_token {
+            return Err(format!("acquire: token {} after token {}", grant.token, self.last_token));
         }
-        match validity.and_then(|validity| Duration::try_from(validity).ok()) {
-            Some(validity) if validity > Duration::ZERO && validity <= TTL => Ok(lock_id),
-            other => Err(format!("acquire: a validity of {other:?}")),
+        self.last_token = grant.token;
+        if grant.validity > TTL {
+            return Err(format!("acquire: a validity of {:?}", grant.validity));
         }
+        Ok(grant.lock_id)
+    }
+}
+
+/// A grant that has all that belongs to one.
+#[derive(Debug)]
+pub struct Grant {
+    pub lock_id: String,
+    pub token: u64,
+    pub validity: Duration,
+    pub served_for: Duration,
+}
+
+/// What was granted.
+pub fn granted(outcome: Option<Outcome>) -> Result<Grant, String> {
+    let Some(Outcome::Granted(Granted { lock_id, fencing, validity, served_for })) = outcome else {
+        return Err(format!("acquire: {outcome:?}"));
+    };
+    let Some(Fencing::FencingToken(token)) = fencing else {
+        return Err(format!("acquire: {fencing:?} for a token"));
+    };
+    let [validity, served_for] = [validity, served_for].map(|time| time.and_then(|time| Duration::try_from(time).ok()));
+    match (validity, served_for) {
+        (Some(validity), Some(served_for)) if validity > Duration::ZERO => Ok(Grant { lock_id, token, validity, served_for }),
+        times => Err(format!("acquire: validity and time of service are {times:?}")),
     }
 }
 
@@ -87,8 +112,11 @@ mod tests {
         Some(Outcome::Granted(Granted {
             lock_id: "id".to_owned(),
             fencing: Some(Fencing::FencingToken(token)),
-            validity: Some(prost_types::Duration { seconds: 0, nanos: validity_ms * 1_000_000 }),
-            served_for: None,
+            validity: Some(prost_types::Duration {
+                seconds: i64::from(validity_ms) / 1000,
+                nanos: validity_ms % 1000 * 1_000_000,
+            }),
+            served_for: Some(prost_types::Duration { seconds: 0, nanos: 1000 }),
         }))
     }
 
@@ -99,8 +127,11 @@ mod tests {
         assert!(caller.check(grant(5, 900)).is_err(), "the same token again");
         assert!(caller.check(grant(4, 900)).is_err(), "a lower one");
         assert!(caller.check(grant(6, 0)).is_err(), "no validity");
+        assert!(caller.check(grant(7, 1)).is_ok());
+        let longer = TTL.as_millis() as i32 + 1;
+        assert!(caller.check(grant(8, longer)).is_err(), "more validity than the lock may have");
         assert!(caller.check(Some(Outcome::Contended(Default::default()))).is_err());
         assert!(caller.check(None).is_err());
-        assert!(caller.check(grant(7, 1)).is_ok());
+        assert!(caller.check(grant(9, 1)).is_ok());
     }
 }
