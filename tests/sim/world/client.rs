@@ -300,7 +300,10 @@ impl Client {
     async fn try_hard(self: &Arc<Self>, mut want: Want, patient: bool) -> Option<InHand> {
         let shared = &self.world.shared;
         for attempt in 1..=3 {
-            let proxy = shared.chance(|rng| rng.random_range(0..self.world.size.proxies));
+            let proxies = self.world.size.proxies;
+            let any = shared.chance(|rng| rng.random_range(0..proxies));
+            // In a crowd everybody comes back to the same line.
+            let proxy = if patient { self.label.bytes().map(usize::from).sum::<usize>() % proxies } else { any };
             // Some have no patience at all, and go away at any moment.
             let patience = if shared.one_in(4) && !patient { shared.span(0, 40) } else { want.wait + shared.span(100, 2_000) };
             let request = want.request.as_mut();
