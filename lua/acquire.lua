@@ -25,10 +25,14 @@ end
 
 arity.A = 2
 operations.A = function(key, value, ttl)
-  if call('SET', key, value, 'NX', 'PX', ttl) then return 1 end
+  if call('SET', key, value, 'NX', 'PX', ttl) then
+    tell('granted', key, value, ttl)
+    return 1
+  end
   local stored = read(key)
   if not stored or not supersedes(value, stored) then return other(key, stored) end
   -- Only a release shortens the time of a key.
   call('SET', key, value, 'PX', math.max(tonumber(ttl), call('PTTL', key)))
+  tell('granted', key, value, ttl)
   return 1
 end

@@ -11,25 +11,26 @@
 -- A script, because between the release and the grant nobody may take the key.
 -- Not repeated after a lost reply: it becomes a release of the old value.
 
-local function hand_over(key, old, set)
+local function hand_over(key, value, ttl, old, set)
   local stored = read(key)
   if stored ~= nil and stored ~= old then return other(key, stored) end
   local ok, number = pcall(set)
   if not ok then
-    if stored then call('DEL', key) end
+    if stored then operations.R(key, old) end
     return {stored and 3 or 4, type(number) == 'table' and number.err or tostring(number)}
   end
+  tell('handed_over', key, value, ttl)
   return {stored and 1 or 2, number}
 end
 
 arity.X = 3
 operations.X = function(key, value, ttl, old)
-  return hand_over(key, old, function() call('SET', key, value, 'PX', ttl) end)
+  return hand_over(key, value, ttl, old, function() call('SET', key, value, 'PX', ttl) end)
 end
 
 arity.Y = 4
 operations.Y = function(key, value, ttl, bucket, old)
-  return hand_over(key, old, function()
+  return hand_over(key, value, ttl, old, function()
     -- First: a node that is not brought up grants nothing.
     local number = count(bucket, base())
     call('SET', key, value, 'PX', ttl)

@@ -14,6 +14,7 @@ arity.R = 1
 operations.R = function(key, value)
   if read(key) ~= value then return 0 end
   call('DEL', key)
+  tell('released', key, value, 0)
   return 1
 end
 

@@ -39,6 +39,8 @@ pub enum Command {
     Get(cli::get::GetArgs),
     /// Show which names are held
     List(cli::list::ListArgs),
+    /// Show what becomes of locks, as it happens
+    Watch(cli::watch::WatchArgs),
     /// Show the proxy's view of its nodes
     Nodes(cli::nodes::NodesArgs),
 }

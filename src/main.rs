@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         Command::Renew(args) => client(cli::renew::run(args)),
         Command::Get(args) => client(cli::get::run(args)),
         Command::List(args) => client(cli::list::run(args)),
+        Command::Watch(args) => client(cli::watch::run(args)),
         Command::Nodes(args) => client(cli::nodes::run(args)),
     }
 }

@@ -86,6 +86,7 @@ label_enum!(
         Check => "Check",
         Get => "Get",
         List => "List",
+        Watch => "Watch",
         ListNodes => "ListNodes",
     }
 );
@@ -145,7 +146,7 @@ fn outcomes(rpc: Rpc) -> &'static [Outcome] {
         Rpc::Renew => &[Renewed, Lost],
         Rpc::Check => &[Held, NotHeld],
         Rpc::Get => &[Held, Free],
-        Rpc::List | Rpc::ListNodes => &[Ok],
+        Rpc::List | Rpc::ListNodes | Rpc::Watch => &[Ok],
     }
 }
 
@@ -168,6 +169,7 @@ pub struct Metrics {
     handovers: Counter,
     wakeups: Vec<Counter>,
     hints: Counter,
+    watchers: Gauge,
     renewals: Vec<Counter>,
     leases_lost: Vec<Counter>,
     quorum_margin: Gauge,
@@ -209,6 +211,7 @@ impl Metrics {
             handovers: counter!("redlock_handovers_total"),
             wakeups: one_per(WakeCause::ALL, |label| counter!("redlock_wakeups_total", "cause" => label)),
             hints: counter!("redlock_hints_total"),
+            watchers: gauge!("redlock_watchers"),
             renewals: one_per(RenewalOutcome::ALL, |label| counter!("redlock_renewals_total", "outcome" => label)),
             leases_lost: one_per(LossReason::ALL, |label| counter!("redlock_leases_lost_total", "reason" => label)),
             quorum_margin: gauge!("redlock_quorum_margin"),
@@ -266,6 +269,11 @@ impl Metrics {
     /// A try was answered from memory.
     pub fn hint(&self) {
         self.hints.increment(1);
+    }
+
+    /// So many watch locks.
+    pub fn watchers(&self, count: usize) {
+        self.watchers.set(count as f64);
     }
 
     /// A caller has stopped waiting, with or without the lock.
@@ -460,6 +468,7 @@ pub const CATALOGUE: &[(&str, Kind, &str)] = &[
         Kind::Counter,
         "Tries that were answered as contended from memory, within 20 ms of a look at the nodes.",
     ),
+    ("redlock_watchers", Kind::Gauge, "Callers that watch locks."),
     ("redlock_wait_duration_seconds", Kind::Seconds, "Time that callers with a wait spent on it, with or without success."),
     ("redlock_renewals_total", Kind::Counter, "Renewals, by outcome."),
     ("redlock_leases_lost_total", Kind::Counter, "Leases found lost at a renewal, by reason."),

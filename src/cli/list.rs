@@ -1,12 +1,11 @@
 //! `redlockd list`.
 
-use std::io::{ErrorKind, Write, stdout};
 use std::time::Duration;
 
 use clap::{Args, value_parser};
 use serde_json::{Map, Value, json};
 
-use super::{CliError, ClientArgs, ExitCode, Output, millis, object, people};
+use super::{CliError, ClientArgs, ExitCode, Output, millis, object, people, print_lines};
 use crate::proto::lock_service_client::LockServiceClient;
 use crate::proto::{HeldLock, ListRequest};
 
@@ -52,21 +51,11 @@ pub async fn run(args: ListArgs) -> Result<ExitCode, CliError> {
                 (if listed == 1 { "lock" } else { "locks" }, if listed == limit { ", and maybe more" } else { "" });
             lines.push(format!("{listed} {locks}{more}"));
         }
-        if !print(&lines)? || is_last {
+        if !print_lines(&lines)? || is_last {
             return Ok(ExitCode::DONE);
         }
         lines.clear();
         request.page_token = page.next_page_token;
-    }
-}
-
-/// Whether somebody still reads it: a list is long, and whoever looks at its head has seen enough.
-fn print(lines: &[String]) -> Result<bool, CliError> {
-    let mut out = stdout().lock();
-    match lines.iter().try_for_each(|line| writeln!(out, "{line}")).and_then(|()| out.flush()) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(CliError { text: format!("standard output: {error}"), code: ExitCode::SOFTWARE }),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The client commands: one RPC each, one file each. They know the proto only.
 
 use std::fmt;
-use std::io::{IsTerminal, Read};
+use std::io::{ErrorKind, IsTerminal, Read, Write, stdout};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -15,6 +15,17 @@ pub mod list;
 pub mod nodes;
 pub mod release;
 pub mod renew;
+pub mod watch;
+
+/// Whether somebody still reads it: what is long has been seen enough by whoever looks at its head.
+fn print_lines(lines: &[String]) -> Result<bool, CliError> {
+    let mut out = stdout().lock();
+    match lines.iter().try_for_each(|line| writeln!(out, "{line}")).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(CliError { text: format!("standard output: {error}"), code: ExitCode::SOFTWARE }),
+    }
+}
 
 /// What a script can branch on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -36,12 +36,14 @@ pub mod question;
 mod standing;
 pub mod waiting;
 mod wake;
+pub mod watch;
 
 use attempt::{AcquireFailure, AcquireSpec, Grant};
 use fence::Fence;
 use ledger::Ledger;
 use waiting::WaitingRoom;
 use wake::Channels;
+use watch::Watches;
 
 /// What a coordinator has to know.
 #[derive(Clone, Debug)]
@@ -73,6 +75,7 @@ pub struct Coordinator {
     ledger: Ledger,
     waiting: WaitingRoom,
     channels: Channels,
+    watches: Watches,
     /// Places for those who make lists.
     lists: Semaphore,
     /// Requests under way, and those of them that count for the bound.
@@ -124,6 +127,7 @@ impl Coordinator {
         Arc::new(Self {
             waiting,
             channels,
+            watches: Watches::default(),
             settings,
             links,
             counter,
@@ -263,15 +267,22 @@ impl Coordinator {
     }
 
     /// To be called now and then: forgets what has expired, and what nobody waits for any more.
-    pub fn forget_expired(&self) {
+    pub fn forget_expired(self: &Arc<Self>) {
         self.ledger.forget_expired(self.env.now());
         self.stop_listening();
+        self.look_for_ends();
+        self.review_watches();
     }
 
     /// From now on no attempt begins; who waits for a lock is told so.
     pub fn drain(&self) {
         self.draining.cancel();
         self.tasks.close();
+    }
+
+    /// Ends when this proxy begins to shut down.
+    pub async fn draining(&self) {
+        self.draining.cancelled().await;
     }
 
     /// Ends when no request is being served, the last attempt has ended, and every node that can be reached has done what it

@@ -326,14 +326,14 @@ impl Coordinator {
         let releasing = Arc::new(Releasing {
             question: Question::new(LeaseRound::release(self.settings.quorum)),
             coordinator: self.clone(),
-            channel: Channel::of(&id.name),
+            channel: self.wake_channel(&id.name),
             state: Mutex::new(Yielding { head, others_wait: false }),
         });
         if let Next::Heir(heir) = next {
             waiting::hand(&heir, attempt::hand_over(self, &heir.spec, &id.value, &releasing));
             return releasing;
         }
-        let (key, wake) = (self.key(&id.name), self.channels.wake_up(&id.name));
+        let (key, wake) = (self.key(&id.name), self.wake_up(&id.name));
         let release = || Op::Release { key: key.clone(), value: id.value.clone(), wake: Some(wake.clone()) };
         self.ask(&releasing, self.env.now(), release);
         // What the next in line sends comes after the release.

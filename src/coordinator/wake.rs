@@ -12,8 +12,8 @@ use tracing::{debug, info};
 use crate::engine::lease::LockName;
 use crate::engine::quorum::NodeIndex;
 use crate::node::ear::Hearing;
-use crate::node::script::Freed;
-use crate::node::{Channel, WakeUp};
+use crate::node::script::{Freed, Told};
+use crate::node::{Channel, WakeUp, channel_number};
 
 use super::Coordinator;
 
@@ -33,6 +33,8 @@ pub(super) struct Channels {
 struct Wanted {
     /// That somebody waits for.
     names: BTreeSet<LockName>,
+    /// Who watches.
+    watchers: usize,
     /// Since when nobody does.
     idle_since: Option<Instant>,
 }
@@ -47,10 +49,30 @@ impl Channels {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How a release of `name` is told. The number tells it from the next one: five nodes tell of each.
-    pub fn wake_up(&self, name: &LockName) -> WakeUp {
+    /// How the next release is told, on one of the channels. The number tells it from the one after it: every node tells of each.
+    fn wake_up(&self, channel: u8) -> WakeUp {
         let number = self.releases.fetch_add(1, Ordering::Relaxed);
-        WakeUp { channel: Channel::of(name), sender: format!("{}.{number}", self.me).into() }
+        WakeUp { channel, sender: format!("{}.{number}", self.me).into() }
+    }
+
+    /// The channel is wanted by one more. Whether it was not before.
+    fn add(&self, channel: Channel, who: impl FnOnce(&mut Wanted)) -> bool {
+        let mut wanted = self.wanted();
+        let is_new = !wanted.contains_key(&channel);
+        let entry = wanted.entry(channel).or_default();
+        who(entry);
+        entry.idle_since = None;
+        is_new
+    }
+
+    /// By one less.
+    fn remove(&self, channel: Channel, now: Instant, who: impl FnOnce(&mut Wanted)) {
+        if let Some(entry) = self.wanted().get_mut(&channel) {
+            who(entry);
+            if entry.names.is_empty() && entry.watchers == 0 {
+                entry.idle_since = Some(now);
+            }
+        }
     }
 
     fn is_mine(&self, sender: &str) -> bool {
@@ -59,31 +81,50 @@ impl Channels {
 }
 
 impl Coordinator {
+    /// Which of the channels is that of a name.
+    pub(super) fn channel_number(&self, name: &LockName) -> u8 {
+        channel_number(&self.settings.key_prefix, name.as_str())
+    }
+
+    /// The channel on which releases of it are told.
+    pub(super) fn wake_channel(&self, name: &LockName) -> Channel {
+        Channel::Wake(self.channel_number(name))
+    }
+
+    /// How its next release is told.
+    pub(super) fn wake_up(&self, name: &LockName) -> WakeUp {
+        self.channels.wake_up(self.channel_number(name))
+    }
+
     /// Somebody waits for a name.
     pub(super) fn listen_for(&self, name: &LockName) {
-        let channel = Channel::of(name);
-        let is_new = {
-            let mut wanted = self.channels.wanted();
-            let is_new = !wanted.contains_key(&channel);
-            let entry = wanted.entry(channel).or_default();
-            entry.names.insert(name.clone());
-            entry.idle_since = None;
-            is_new
-        };
-        if is_new {
+        let channel = self.wake_channel(name);
+        if self.channels.add(channel, |wanted| wanted.names.extend([name.clone()])) {
             self.links.iter().for_each(|link| link.ear().want(channel, true));
         }
     }
 
     /// Nobody waits for it any more.
     pub(super) fn stop_listening_for(&self, name: &LockName) {
-        let mut wanted = self.channels.wanted();
-        if let Some(entry) = wanted.get_mut(&Channel::of(name)) {
-            entry.names.remove(name);
-            if entry.names.is_empty() {
-                entry.idle_since = Some(self.env.now());
+        let channel = self.wake_channel(name);
+        self.channels.remove(channel, self.env.now(), |wanted| {
+            wanted.names.remove(name);
+        });
+    }
+
+    /// Somebody watches.
+    pub(super) fn start_watching(&self, channels: &[Channel]) {
+        for channel in channels {
+            if self.channels.add(*channel, |wanted| wanted.watchers += 1) {
+                self.links.iter().for_each(|link| link.ear().want(*channel, true));
             }
         }
+    }
+
+    /// Nobody does any more.
+    pub(super) fn stop_watching(&self, channels: &[Channel]) {
+        let now = self.env.now();
+        channels.iter().for_each(|channel| self.channels.remove(*channel, now, |wanted| wanted.watchers -= 1));
     }
 
     /// To be called now and then: what nobody has waited for of late is not listened to any more.
@@ -101,7 +142,7 @@ impl Coordinator {
 
     /// Whether no release of a name goes unheard: of any quorum that deletes it, one node at least tells us.
     pub(super) fn hears(&self, name: &LockName) -> bool {
-        self.hearing(Channel::of(name)) >= self.needed_ears()
+        self.hearing(self.wake_channel(name)) >= self.needed_ears()
     }
 
     fn hearing(&self, channel: Channel) -> usize {
@@ -136,6 +177,10 @@ struct Hears {
 impl Hearing for Hears {
     fn on_message(&self, message: &str) {
         let coordinator = &self.coordinator;
+        if let Some(told) = Told::read(message) {
+            coordinator.on_told(self.node, &told);
+            return;
+        }
         let Some(freed) = Freed::read(message).filter(|freed| !coordinator.channels.is_mine(freed.sender)) else { return };
         let name = freed.key.strip_prefix(&*coordinator.settings.key_prefix).map(LockName::new);
         // What is no name of ours is a lock of somebody else.
@@ -157,6 +202,7 @@ impl Hearing for Hears {
             entries.flat_map(|entry| entry.names.iter().cloned()).collect()
         };
         names.iter().for_each(|name| coordinator.waiting.on_listening(name));
+        coordinator.review_watches();
     }
 
     fn on_silence(&self) {
@@ -166,6 +212,7 @@ impl Hearing for Hears {
     fn on_deaf(&self, why: &str) {
         let node = &**self.coordinator.links[self.node].address();
         info!(node, why, "can not listen to releases through other proxies; whoever waits looks more often");
+        self.coordinator.review_watches();
         self.coordinator.metrics.node(self.node).listens(false);
     }
 }

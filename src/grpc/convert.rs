@@ -11,6 +11,7 @@ use crate::coordinator::listing::{HeldName, Listing};
 use crate::coordinator::lock_id::LockId;
 use crate::coordinator::question::{Holding, Lease, Vote};
 use crate::coordinator::waiting::LineView;
+use crate::coordinator::watch::{Event, Scope};
 use crate::coordinator::{Condition, ServerView};
 use crate::engine::fencing::Token;
 use crate::engine::lease::{LockName, NamePrefix, Owner, Ttl, TtlBounds};
@@ -72,8 +73,7 @@ pub fn name(text: &str) -> Result<LockName, BadField> {
 
 /// A List.
 pub fn page(message: &proto::ListRequest) -> Result<PageSpec, BadField> {
-    let prefix = NamePrefix::new(&message.prefix);
-    let prefix = prefix.map_err(|error| bad("prefix", format!("{:?} {error}", shown(&message.prefix))))?;
+    let prefix = prefix(&message.prefix)?;
     let size = match message.page_size {
         0 => PAGE_SIZE,
         size => MAX_PAGE_SIZE.min(size as usize),
@@ -97,6 +97,44 @@ fn shown(text: &str) -> String {
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{}..", &text[..end]),
         None => text.to_owned(),
+    }
+}
+
+/// What to watch.
+pub fn scope(message: proto::WatchRequest) -> Result<Scope, BadField> {
+    use proto::watch_request::Scope as Asked;
+    match message.scope {
+        Some(Asked::Name(text)) => Ok(Scope::Name(name(&text)?)),
+        Some(Asked::Prefix(text)) => prefix(&text).map(Scope::Prefix),
+        None => prefix("").map(Scope::Prefix),
+    }
+}
+
+/// How names begin.
+fn prefix(text: &str) -> Result<NamePrefix, BadField> {
+    NamePrefix::new(text).map_err(|error| bad("prefix", format!("{:?} {error}", shown(text))))
+}
+
+/// An event for those who watch.
+pub fn event(event: Event) -> proto::WatchResponse {
+    use proto::WatchEventKind as Kind;
+    let of = |kind: Kind, name: &LockName| proto::WatchResponse {
+        kind: kind.into(),
+        name: name.as_str().to_owned(),
+        ..proto::WatchResponse::default()
+    };
+    let held = |kind, name: &LockName, owner: Option<Owner>, ttl| proto::WatchResponse {
+        owner: label(owner.as_ref()),
+        ttl: Some(proto_duration(ttl)),
+        ..of(kind, name)
+    };
+    match event {
+        Event::Complete => proto::WatchResponse { kind: Kind::Complete.into(), ..proto::WatchResponse::default() },
+        Event::Gap(detail) => proto::WatchResponse { kind: Kind::Gap.into(), detail, ..proto::WatchResponse::default() },
+        Event::Granted(name, owner, ttl) => held(Kind::Granted, &name, owner, ttl),
+        Event::HandedOver(name, owner, ttl) => held(Kind::HandedOver, &name, owner, ttl),
+        Event::Released(name) => of(Kind::Released, &name),
+        Event::Expired(name) => of(Kind::Expired, &name),
     }
 }
 

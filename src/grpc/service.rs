@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::{self, BoxStream};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::coordinator::Coordinator;
 use crate::coordinator::attempt::AcquireFailure;
 use crate::coordinator::question::Released;
+use crate::coordinator::watch::Watch;
 use crate::engine::lease::TtlBounds;
 use crate::metrics::{Outcome, Rpc};
 use crate::proto;
@@ -17,7 +19,7 @@ use crate::proto::operator_service_server::OperatorService;
 
 use super::convert;
 use super::delivery::Parcel;
-use super::status::{Failure, acquire_failure, deadline_exceeded, overloaded};
+use super::status::{Failure, acquire_failure, deadline_exceeded, overloaded, too_many_watch};
 
 /// Serves both services of the contract.
 #[derive(Clone)]
@@ -57,7 +59,7 @@ impl Service {
         let received = self.coordinator.now();
         let deadline = convert::deadline(request.metadata(), received);
         // Counted as cancelled if this future is dropped.
-        let mut counted = Counted { coordinator: &self.coordinator, rpc, received, outcome: Outcome::Cancelled };
+        let mut counted = Counted { coordinator: self.coordinator.clone(), rpc, received, outcome: Outcome::Cancelled };
         let answer = match self.coordinator.admit(waits) {
             None => Err(overloaded(self.coordinator.max_inflight())),
             Some(_admission) => {
@@ -110,22 +112,48 @@ struct Times {
     deadline: Option<Instant>,
 }
 
-struct Counted<'a> {
-    coordinator: &'a Coordinator,
+struct Counted {
+    coordinator: Arc<Coordinator>,
     rpc: Rpc,
     received: Instant,
     outcome: Outcome,
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
         let took: Duration = self.coordinator.now() - self.received;
         self.coordinator.metrics().request(self.rpc, self.outcome, took);
     }
 }
 
+/// Somebody who watches.
+struct Watching {
+    watch: Watch,
+    deadline: Option<Instant>,
+    /// `None` when all has been said.
+    counted: Option<Counted>,
+}
+
+impl Watching {
+    async fn next(&mut self) -> Option<Result<proto::WatchResponse, Status>> {
+        let coordinator = self.counted.as_ref()?.coordinator.clone();
+        let failure = tokio::select! {
+            biased;
+            () = coordinator.draining() => acquire_failure(AcquireFailure::Draining),
+            () = coordinator.deadline(self.deadline) => deadline_exceeded(),
+            // Its other end is dropped with this one.
+            event = self.watch.next() => return event.map(convert::event).map(Ok),
+        };
+        let mut counted = self.counted.take()?;
+        counted.outcome = failure.outcome;
+        Some(Err(failure.status))
+    }
+}
+
 #[tonic::async_trait]
 impl LockService for Service {
+    type WatchStream = BoxStream<'static, Result<proto::WatchResponse, Status>>;
+
     async fn acquire(&self, request: Request<proto::AcquireRequest>) -> Result<Response<proto::AcquireResponse>, Status> {
         let waits = request.get_ref().wait.is_some_and(|wait| wait.seconds > 0 || wait.nanos > 0);
         self.serve_or_queue(Rpc::Acquire, request, waits, |message, times| self.try_acquire(message, times)).await
@@ -177,6 +205,25 @@ impl LockService for Service {
             Ok((convert::listing(listing), Outcome::Ok))
         });
         answer.await.map(Response::new)
+    }
+
+    async fn watch(&self, request: Request<proto::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (coordinator, received) = (self.coordinator.clone(), self.coordinator.now());
+        let deadline = convert::deadline(request.metadata(), received);
+        let mut counted = Counted { coordinator, rpc: Rpc::Watch, received, outcome: Outcome::Cancelled };
+        let scope = convert::scope(request.into_inner()).map_err(Failure::from);
+        let watch = scope.and_then(|scope| self.coordinator.watch(scope).ok_or_else(too_many_watch));
+        match watch {
+            Ok(watch) => {
+                let watching = Watching { watch, deadline, counted: Some(counted) };
+                let events = stream::unfold(watching, async |mut watching| Some((watching.next().await?, watching)));
+                Ok(Response::new(Box::pin(events)))
+            }
+            Err(failure) => {
+                counted.outcome = failure.outcome;
+                Err(failure.status)
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::coordinator::attempt::AcquireFailure;
 use crate::coordinator::listing::{ListFailure, MAX_LISTS};
+use crate::coordinator::watch::MAX_WATCHES;
 use crate::coordinator::{NoQuorum, NodeWord};
 use crate::engine::line::Full;
 use crate::metrics::Outcome;
@@ -16,6 +17,11 @@ use super::convert::BadField;
 
 /// The `domain` of every `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "redlockd";
+
+/// Too many watch.
+pub fn too_many_watch() -> Failure {
+    exhausted(format!("{MAX_WATCHES} watch locks at this proxy"), RETRY_AFTER)
+}
 
 /// When a failed request may be sent again.
 const RETRY_AFTER: Duration = Duration::from_millis(100);

@@ -310,7 +310,7 @@ fn releases_first(batch: Vec<Entry>) -> Vec<Entry> {
 mod tests {
     use super::*;
     use crate::engine::lease::Ttl;
-    use crate::node::{Channel, WakeUp};
+    use crate::node::WakeUp;
 
     #[derive(Default)]
     struct Log {
@@ -337,7 +337,7 @@ mod tests {
     }
 
     fn wake() -> WakeUp {
-        WakeUp { channel: Channel(7), sender: "me.1".into() }
+        WakeUp { channel: 7, sender: "me.1".into() }
     }
 
     fn release(nonce: u128) -> Op {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use crate::engine::lease::{LockName, LockValue, Ttl};
+use crate::engine::lease::{LockValue, Ttl};
 use crate::engine::membership::MarkerChange;
 use crate::engine::reply::Reply;
 
@@ -60,29 +60,37 @@ pub trait Listener: Send + Sync {
     fn next(&mut self) -> BoxFuture<'_, Result<Arc<str>, WireError>>;
 }
 
-/// One of the channels on which releases are published: those of many names (protocol section 5).
+/// A channel on which nodes publish. 256 of a kind are for the locks, many for each (protocol section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Channel(pub u8);
-
-impl Channel {
-    /// The channel of a name: the same in every proxy and version.
-    pub fn of(name: &LockName) -> Self {
-        // Its lowest byte.
-        Self(crc32fast::hash(name.as_str().as_bytes()) as u8)
-    }
+pub enum Channel {
+    /// Releases, for those who wait.
+    Wake(u8),
+    /// All that becomes of locks, for those who watch.
+    Watch(u8),
+    /// Nothing is published here: who listens to it has others publish on the channels for those who watch.
+    Watchers,
 }
 
 impl fmt::Display for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "redlockd:wake:{}", self.0)
+        match self {
+            Self::Wake(number) => write!(f, "redlockd:wake:{number}"),
+            Self::Watch(number) => write!(f, "redlockd:watch:{number}"),
+            Self::Watchers => f.write_str("redlockd:watchers"),
+        }
     }
+}
+
+/// Which of 256 channels is that of a key: the same in every proxy and version, and in `events.lua`.
+pub fn channel_number(prefix: &str, name: &str) -> u8 {
+    prefix.bytes().chain(name.bytes()).fold(0, |sum: u8, byte| sum.wrapping_mul(31).wrapping_add(byte))
 }
 
 /// How a release is told to other proxies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WakeUp {
-    /// Where.
-    pub channel: Channel,
+    /// On which of the channels.
+    pub channel: u8,
     /// Which proxy says so: it knows already.
     pub sender: Arc<str>,
 }

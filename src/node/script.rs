@@ -17,6 +17,7 @@ pub fn text() -> &'static str {
 
 const TEXT: &str = concat!(
     include_str!("../../lua/batch.lua"),
+    include_str!("../../lua/events.lua"),
     include_str!("../../lua/acquire.lua"),
     include_str!("../../lua/release.lua"),
     include_str!("../../lua/renew.lua"),
@@ -115,7 +116,7 @@ fn encode_one<'a>(op: &'a Op, args: &mut Vec<Arg<'a>>) {
         Op::Repair { value, ends_at, .. } => args.extend([Text(value.as_str()), Number(ends_at.as_millis())]),
         Op::Release { value, wake, .. } => {
             args.push(Text(value.as_str()));
-            args.extend(wake.iter().flat_map(|wake| [Number(u64::from(wake.channel.0)), Text(&wake.sender)]));
+            args.extend(wake.iter().flat_map(|wake| [Number(u64::from(wake.channel)), Text(&wake.sender)]));
         }
         Op::Tokens { count, mark, .. } => args.extend([Number(*count as u64), Text(mark)]),
         Op::StartCounter { mark, start, ceiling, .. } => args.extend([Text(mark), Number(*start), Number(*ceiling)]),
@@ -140,6 +141,46 @@ pub enum Raw {
     Nil,
     /// A list.
     List(Vec<Raw>),
+}
+
+/// What became of a lock, as `events.lua` publishes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told<'a> {
+    /// What happened.
+    pub what: TellTale,
+    /// Which lease: a hash of its secret.
+    pub lease: &'a str,
+    /// Its time, in milliseconds; 0 for one that was released.
+    pub ms: u64,
+    /// The owner's label.
+    pub owner: &'a str,
+    /// Prefix and name.
+    pub key: &'a str,
+}
+
+/// What a node tells of a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TellTale {
+    /// A value was set.
+    Granted,
+    /// It took the place of one that was released.
+    HandedOver,
+    /// It was deleted.
+    Released,
+}
+
+impl<'a> Told<'a> {
+    /// Reads a message. `None` if no redlockd wrote it.
+    pub fn read(message: &'a str) -> Option<Self> {
+        let mut lines = message.splitn(5, '\n');
+        let what = match lines.next()? {
+            "granted" => TellTale::Granted,
+            "handed_over" => TellTale::HandedOver,
+            "released" => TellTale::Released,
+            _ => return None,
+        };
+        Some(Self { what, lease: lines.next()?, ms: lines.next()?.parse().ok()?, owner: lines.next()?, key: lines.next()? })
+    }
 }
 
 /// A lock that may be free, as `release.lua` publishes it.

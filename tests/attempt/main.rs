@@ -26,7 +26,7 @@ use redlockd::metrics::Registry;
 use redlockd::node::env::{Env, SystemEnv};
 use redlockd::node::link::{Link, Observer, Timing};
 use redlockd::node::roster::Roster;
-use redlockd::node::{Channel, Connection, Listener, Node, NodeTime, Op, Probe, Replies, ScriptBy, WireError};
+use redlockd::node::{Channel, Connection, Listener, Node, NodeTime, Op, Probe, Replies, ScriptBy, WireError, channel_number};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
@@ -693,7 +693,7 @@ async fn a_line_lets_others_go_first_now_and_then() {
     for others_wait in [true, false] {
         let world = world(3).await;
         if others_wait {
-            let channel = Channel::of(&waiting().name);
+            let channel = Channel::Wake(channel_number("lock:", waiting().name.as_str()));
             world.nodes.iter().for_each(|node| node.with(|state| state.server.subscribe(1, &[channel])));
         }
         forty_turns(&world, others_wait).await;

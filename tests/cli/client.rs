@@ -176,9 +176,15 @@ async fn a_wrong_command_line_or_value_is_64() {
 #[tokio::test]
 async fn no_server_and_no_quorum_are_69() {
     let server = format!("127.0.0.1:{}", free_port());
-    for args in
-        [&["acquire", "orders/42"][..], &["get", "orders/42"], &["list"], &["nodes"], &["release", "x"], &["renew", "x"]]
-    {
+    for args in [
+        &["acquire", "orders/42"][..],
+        &["get", "orders/42"],
+        &["list"],
+        &["watch"],
+        &["nodes"],
+        &["release", "x"],
+        &["renew", "x"],
+    ] {
         let ran: Ran = redlockd().args(args).args(["--server", &server]).output().unwrap().into();
         failed(&ran, UNAVAILABLE, &[&server, "refused", "redlockd dev", "--server"]);
         // Also by its variable.
@@ -275,4 +281,37 @@ async fn nodes_has_a_line_for_each_server() {
         assert!(table.lines().any(|line| line.contains(&server.address())), "{table}");
     }
     says(&table, &["down", "refused", "2 nodes can vote", "2 are a quorum"]);
+}
+
+/// Reads what a command prints while it runs.
+fn lines_of(watch: &mut Process) -> std::io::Lines<std::io::BufReader<std::process::ChildStdout>> {
+    std::io::BufRead::lines(std::io::BufReader::new(watch.stdout()))
+}
+
+#[tokio::test]
+async fn what_becomes_of_locks_is_shown_as_it_happens() {
+    let cluster = Cluster::start(3);
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
+    let watch = |args: &[&str]| {
+        let server = ["--server", &proxy.url()].map(str::to_owned);
+        Process::spawn(redlockd().arg("watch").args(args).args(server).stdin(Stdio::null()).stdout(Stdio::piped()))
+    };
+    let (mut as_text, mut as_json) = (watch(&["orders/42"]), watch(&["--prefix", "orders/", "-o", "json"]));
+    let (mut text_lines, mut json_lines) = (lines_of(&mut as_text), lines_of(&mut as_json));
+    let mut next = || (text_lines.next().unwrap().unwrap(), json_lines.next().unwrap().unwrap());
+    let json = |line: &str| serde_json::from_str::<Value>(line).unwrap();
+
+    let (text, object) = next();
+    assert_eq!((&*text, json(&object)), ("complete: nothing is missing from here on", json!({"kind": "complete"})));
+    let granted = answer(&proxy, &["acquire", "orders/42", "--ttl", "1m", "--owner", "ann"], DONE);
+    let (text, object) = next();
+    assert_eq!(text, "granted: orders/42 to ann for 1m");
+    assert_eq!(json(&object), json!({"kind": "granted", "name": "orders/42", "owner": "ann", "ttl_ms": 60_000}));
+    answer(&proxy, &["release", granted["lock_id"].as_str().unwrap()], DONE);
+    let (text, object) = next();
+    assert_eq!((&*text, json(&object)), ("released: orders/42", json!({"kind": "released", "name": "orders/42"})));
+
+    proxy.process.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(as_text.ended().await.code(), Some(UNAVAILABLE));
+    failed(&run(&proxy, &["watch", "a", "--prefix", "b"]), USAGE, &["--prefix"]);
 }

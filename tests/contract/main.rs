@@ -18,10 +18,11 @@ mod scan;
 mod simulated;
 mod subject;
 mod wakeups;
+mod watching;
 
 use redlockd::engine::lease::{LockValue, Owner, RequestKey, Ttl};
 use redlockd::engine::reply::{Reply, Stored};
-use redlockd::node::{Channel, NodeTime, Op, WakeUp};
+use redlockd::node::{NodeTime, Op, WakeUp};
 use subject::Subject;
 
 /// Runs the body of a test on the simulated node, then on each of the real servers.
@@ -65,7 +66,7 @@ fn release(key: &str, value: &LockValue) -> Op {
 }
 
 fn hand_over(key: &str, old: &LockValue, new: &LockValue, ttl: Ttl) -> Op {
-    let wake = WakeUp { channel: Channel(7), sender: "me.1".into() };
+    let wake = WakeUp { channel: 7, sender: "me.1".into() };
     Op::HandOver { key: key.into(), old: old.clone(), new: new.clone(), ttl, bucket: None, wake }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use redlockd::engine::membership::MarkerChange;
 use redlockd::engine::reply::{Reply, WhyKind};
 use redlockd::node::script::{COUNTERS_KEY, MARKER_KEY};
-use redlockd::node::{Channel, NodeTime, WakeUp};
+use redlockd::node::{NodeTime, WakeUp};
 
 use super::*;
 
@@ -437,7 +437,7 @@ async fn a_hand_over_counts_and_carries_its_release_where_it_can_not() {
             new: new.clone(),
             ttl: LONG,
             bucket: Some(7),
-            wake: WakeUp { channel: Channel(7), sender: "me.1".into() },
+            wake: WakeUp { channel: 7, sender: "me.1".into() },
         };
         node.one(acquire(KEY, &old, LONG)).await;
         could_not_hand_over(&node.one(counted(&old, &new)).await, true, "NOCOUNTERS");

@@ -12,7 +12,7 @@ use crate::{LONG, acquire, on_every_node, release, value};
 const KEY: &str = "lock:a name with blanks";
 
 fn tell(value: &LockValue, channel: u8) -> Op {
-    let wake = Some(WakeUp { channel: Channel(channel), sender: "me.1".into() });
+    let wake = Some(WakeUp { channel, sender: "me.1".into() });
     Op::Release { key: KEY.into(), value: value.clone(), wake }
 }
 
@@ -34,28 +34,25 @@ async fn a_release_is_told_to_those_who_listen_to_its_channel() {
     on_every_node(async |node| {
         assert_eq!(take_and_tell(node, 7).await, heard(0), "nobody listens");
         let (mut one, mut other) = (node.listen().await, node.listen().await);
-        one.subscribe(&[Channel(7), Channel(9), Channel(255)]).await.unwrap();
-        other.subscribe(&[Channel(8)]).await.unwrap();
+        one.subscribe(&[Channel::Wake(7), Channel::Wake(9), Channel::Wake(255)]).await.unwrap();
+        other.subscribe(&[Channel::Wake(8)]).await.unwrap();
         assert_eq!(take_and_tell(node, 7).await, heard(1));
         let message = next(&mut *one).await;
         assert_eq!(Freed::read(&message), Some(Freed { sender: "me.1", key: KEY }));
         assert_eq!(take_and_tell(node, 10).await, heard(0));
 
-        other.subscribe(&[Channel(7)]).await.unwrap();
+        other.subscribe(&[Channel::Wake(7)]).await.unwrap();
         // Once more only shows that the server answers.
-        one.subscribe(&[Channel(7)]).await.unwrap();
+        one.subscribe(&[Channel::Wake(7)]).await.unwrap();
         assert_eq!(take_and_tell(node, 7).await, heard(2));
         next(&mut *one).await;
         next(&mut *other).await;
-        one.unsubscribe(&[Channel(7)]).await.unwrap();
+        one.unsubscribe(&[Channel::Wake(7)]).await.unwrap();
         assert_eq!(take_and_tell(node, 7).await, heard(1));
         assert_eq!(take_and_tell(node, 255).await, heard(1));
         // What comes first was sent last: there was nothing in between.
-        let last = Op::Release {
-            key: "lock:last".into(),
-            value: value(1),
-            wake: Some(WakeUp { channel: Channel(9), sender: "me.2".into() }),
-        };
+        let last =
+            Op::Release { key: "lock:last".into(), value: value(1), wake: Some(WakeUp { channel: 9, sender: "me.2".into() }) };
         next(&mut *one).await;
         node.one(acquire("lock:last", &value(1), LONG)).await;
         assert_eq!(node.one(last).await, heard(1));
@@ -68,7 +65,7 @@ async fn a_release_is_told_to_those_who_listen_to_its_channel() {
 async fn what_was_not_released_is_not_told() {
     on_every_node(async |node| {
         let mut ear = node.listen().await;
-        ear.subscribe(&[Channel(7)]).await.unwrap();
+        ear.subscribe(&[Channel::Wake(7)]).await.unwrap();
         assert_eq!(node.one(tell(&value(1), 7)).await, Reply::Absent, "nothing is there");
         node.one(acquire(KEY, &value(2), LONG)).await;
         assert_eq!(node.one(tell(&value(1), 7)).await, Reply::Absent, "somebody else's is there");
@@ -85,7 +82,7 @@ async fn what_was_not_released_is_not_told() {
 async fn who_listens_learns_of_the_end_of_the_server() {
     on_every_node(async |node| {
         let mut ear = node.listen().await;
-        ear.subscribe(&[Channel(7)]).await.unwrap();
+        ear.subscribe(&[Channel::Wake(7)]).await.unwrap();
         node.restart().await;
         let end = tokio::time::timeout(PATIENCE, ear.next()).await.expect("an end");
         assert!(matches!(end, Err(WireError::Closed(_))), "{end:?}");

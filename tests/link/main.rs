@@ -20,9 +20,7 @@ use redlockd::node::link::{Link, Observer, STALL_GRACE, Timing};
 use redlockd::node::mailbox::{Mailbox, Reach, ReplyTo};
 use redlockd::node::roster::{Roster, Seat};
 use redlockd::node::script::MAX_BATCH;
-use redlockd::node::{
-    Channel, Connection, Heard, Listener, Node, NodeTime, Op, Probe, Replies, ScriptBy, Settings, WakeUp, WireError,
-};
+use redlockd::node::{Connection, Heard, Listener, Node, NodeTime, Op, Probe, Replies, ScriptBy, Settings, WakeUp, WireError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, advance, sleep};
 
@@ -759,7 +757,7 @@ impl ReplyTo for Heir {
 
 fn hand_over(old: u128, new: u128) -> Op {
     let ttl = Ttl::from_millis(10_000, Ttl::LONGEST).unwrap();
-    let wake = WakeUp { channel: Channel(7), sender: "me.1".into() };
+    let wake = WakeUp { channel: 7, sender: "me.1".into() };
     Op::HandOver { key: format!("lock:{old}").into(), old: value(old), new: value(new), ttl, bucket: None, wake }
 }
 

@@ -70,6 +70,8 @@ pub enum Answer {
     Integer(i64),
     Bulk(Vec<u8>),
     Array(Vec<Vec<u8>>),
+    /// Names, and a number for each.
+    Counts(Vec<(Vec<u8>, i64)>),
     /// A part of a scan, and where the next one begins.
     Scanned(usize, Vec<Vec<u8>>),
 }
@@ -79,7 +81,7 @@ type Outcome = Result<Answer, String>;
 /// A command: its name, the least and the most words, whether it writes, whether it may need memory, and what it does.
 type Command = (&'static str, [usize; 2], bool, bool, fn(&mut Data, &[Vec<u8>]) -> Outcome);
 
-const COMMANDS: [Command; 14] = [
+const COMMANDS: [Command; 15] = [
     ("DEL", [2, usize::MAX], true, false, Data::del),
     ("EXISTS", [2, usize::MAX], false, false, Data::exists),
     ("GET", [2, 2], false, false, Data::get),
@@ -91,6 +93,7 @@ const COMMANDS: [Command; 14] = [
     ("PEXPIRE", [3, 3], true, false, Data::pexpire),
     ("PTTL", [2, 2], false, false, Data::pttl),
     ("PUBLISH", [3, 3], false, false, Data::publish),
+    ("PUBSUB", [3, usize::MAX], false, false, Data::pubsub),
     ("SCAN", [2, 6], false, false, Data::scan),
     ("SET", [3, usize::MAX], true, true, Data::set),
     ("TIME", [1, 1], false, false, Data::time),
@@ -199,6 +202,16 @@ impl Data {
         let heard = count(to.len());
         self.published.push(Published { message: text(&words[1]), to });
         Ok(heard)
+    }
+
+    /// `NUMSUB` only.
+    fn pubsub(&mut self, words: &[Vec<u8>]) -> Outcome {
+        if !words[0].eq_ignore_ascii_case(b"NUMSUB") {
+            return Err("ERR unknown subcommand".to_owned());
+        }
+        let hears = |channel: &str| self.subscribers.values().filter(|channels| channels.contains(channel)).count();
+        let counts = words[1..].iter().map(|channel| (channel.clone(), i64::try_from(hears(&text(channel))).unwrap()));
+        Ok(Answer::Counts(counts.collect()))
     }
 
     fn get(&mut self, words: &[Vec<u8>]) -> Outcome {

@@ -64,7 +64,8 @@ impl Interpreter {
             let outcome = words_of(&words).and_then(|words| server.borrow_mut().command(&words));
             to_lua(lua, outcome)
         })?;
-        let execute = lua.load(include_str!("redis.lua")).set_name("@redis.lua").call(command)?;
+        let sha1 = lua.create_function(|_, text: mlua::LuaString| Ok(fred::util::sha1_hash(&text.to_string_lossy())))?;
+        let execute = lua.load(include_str!("redis.lua")).set_name("@redis.lua").call((command, sha1))?;
         let script = lua.load(script::text()).set_name("@user_script").into_function()?;
         Ok(Self { lua, script, execute, data })
     }
@@ -106,6 +107,14 @@ fn to_lua(lua: &Lua, outcome: std::result::Result<Answer, String>) -> Result<Val
         Ok(Answer::Array(entries)) => {
             let entries = entries.iter().map(|bytes| lua.create_string(bytes)).collect::<Result<Vec<_>>>()?;
             Value::Table(lua.create_sequence_from(entries)?)
+        }
+        Ok(Answer::Counts(counts)) => {
+            let table = lua.create_table()?;
+            for (name, number) in counts {
+                table.raw_push(lua.create_string(name)?)?;
+                table.raw_push(number as f64)?;
+            }
+            Value::Table(table)
         }
         Ok(Answer::Scanned(next, entries)) => {
             let entries = entries.iter().map(|bytes| lua.create_string(bytes)).collect::<Result<Vec<_>>>()?;

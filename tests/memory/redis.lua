@@ -1,10 +1,10 @@
--- What a Redis server's Lua has besides Lua. Takes the function that runs a command (an error is a table with `err`), and
--- gives one that runs a script, whose failure is such a table too.
+-- What a Redis server's Lua has besides Lua. Takes the function that runs a command (an error is a table with `err`) and
+-- one that hashes, and gives one that runs a script, whose failure is such a table too.
 
-local run = ...
+local run, sha1hex = ...
 local plain_pcall = pcall
 
-redis = {pcall = run}
+redis = {pcall = run, sha1hex = sha1hex}
 
 function redis.call(...)
   local reply = run(...)

@@ -1,4 +1,4 @@
-//! Waiting on real servers: who is woken by whom, who is not lost, and what is left behind by those who go away.
+//! Waiting on real servers: who is woken by whom, who is not lost, who sees it, and what is left behind by those who go away.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../support/mod.rs"]
@@ -6,3 +6,4 @@ mod support;
 
 mod leaving;
 mod wakeups;
+mod watching;

@@ -7,11 +7,11 @@ mod support;
 use std::path::PathBuf;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use redlockd::proto::{NodeState, ReleaseOutcome};
+use redlockd::proto::{NodeState, ReleaseOutcome, WatchEventKind};
 use support::*;
 
 /// What the README tells operators to allow, and nothing more.
-const LOCK_ACL: [&str; 20] = [
+const LOCK_ACL: [&str; 21] = [
     "on",
     ">hush",
     "resetkeys",
@@ -31,6 +31,7 @@ const LOCK_ACL: [&str; 20] = [
     "+publish",
     "+subscribe",
     "+unsubscribe",
+    "+pubsub|numsub",
     "+scan",
 ];
 const FENCE_ACL: [&str; 13] = [
@@ -65,6 +66,9 @@ async fn everything_works(proxy: &Proxy) {
     assert_eq!(release(&mut client, &lock_id).await, ReleaseOutcome::Released);
     let second = granted(&mut client, want("a")).await;
     assert!(token(&second) > token(&first));
+    let mut events = client.watch(redlockd::proto::WatchRequest::default()).await.unwrap().into_inner();
+    let mut event = async || events.message().await.unwrap().unwrap().kind();
+    while event().await != WatchEventKind::Complete {}
     let waiter = tokio::spawn({
         let mut client = client.clone();
         async move { granted(&mut client, redlockd::proto::AcquireRequest { wait: seconds(60), ..want("a") }).await }
@@ -76,6 +80,8 @@ async fn everything_works(proxy: &Proxy) {
     .await;
     assert_eq!(release(&mut client, &second.lock_id).await, ReleaseOutcome::Released);
     waiter.await.unwrap();
+    // It may have been asking when the lock was released.
+    while !matches!(event().await, WatchEventKind::HandedOver | WatchEventKind::Granted) {}
     assert_eq!(proxy.metric_sum("redlock_node_errors_total", "kind=\"not_published\"").await, 0.0);
 }
 
