@@ -18,7 +18,7 @@ use crate::engine::reply::Reply;
 use crate::node::address::Address;
 use crate::node::env::{Env, SystemEnv};
 use crate::node::redis::RedisNode;
-use crate::node::{Connection, Node, Op, Probe, Replies, ScriptBy, WireError};
+use crate::node::{Channel, Connection, Node, Op, Probe, Replies, ScriptBy, WakeUp, WireError};
 
 /// Connecting and all questions together.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -136,7 +136,10 @@ async fn look_at(node: &RedisNode, config: &Config, charter: &Charter, votes: bo
     let probe = connection.probe().await?;
     // Whoever is no node at all is not asked for more: a cluster would send us elsewhere.
     let is_node = &*probe.role == "master" && !probe.cluster;
-    let refused = if is_node { try_out(&*connection, config, votes).await? } else { Vec::new() };
+    let mut refused = if is_node { try_out(&*connection, config, votes).await? } else { Vec::new() };
+    if is_node && votes {
+        refused.extend(listen(node).await.err().map(|why| format!("to those who wait, releases can not be told: {why}")));
+    }
     let (sent, mut round_trip) = (Instant::now(), Duration::ZERO);
     let (mut clock_offset_us, mut marker) = (0, MarkerState::None);
     if is_node && let Ok(replies) = call(&*connection, &[]).await {
@@ -171,6 +174,12 @@ async fn call(connection: &dyn Connection, batch: &[Op]) -> Result<Replies, Wire
     }
 }
 
+/// Listens for a moment.
+async fn listen(node: &RedisNode) -> Result<(), WireError> {
+    let channels = [Channel::Wake(0), Channel::Watch(0), Channel::Watchers];
+    node.listen().await?.subscribe(&channels).await
+}
+
 /// Does everything that a proxy does, to keys that nobody else uses and that end by themselves; what was refused.
 async fn try_out(connection: &dyn Connection, config: &Config, votes: bool) -> Result<Vec<String>, WireError> {
     let nonce = SystemEnv.secret();
@@ -179,6 +188,10 @@ async fn try_out(connection: &dyn Connection, config: &Config, votes: bool) -> R
     let ttl = Ttl::from_millis(1_000, Ttl::LONGEST).unwrap_or(Ttl::LONGEST);
     let acquire = |key: &str| Op::Acquire { key: key.into(), value: value.clone(), ttl, bucket: None };
     let release = |key: &str| Op::Release { key: key.into(), value: value.clone(), wake: None };
+    let release_and_tell = |key: &str| {
+        let wake = Some(WakeUp { channel: 0, sender: "check".into() });
+        Op::Release { key: key.into(), value: value.clone(), wake }
+    };
     let own = format!("redlockd:check:{nonce:032x}");
     let mut batch = vec![acquire(&own), release(&own)];
     if votes {
@@ -189,12 +202,15 @@ async fn try_out(connection: &dyn Connection, config: &Config, votes: bool) -> R
         // Refused by a value, it is asked how long the other one lasts.
         let other = Op::Acquire { key: lock.as_str().into(), value: LockValue::new(!nonce, None, None), ttl, bucket: None };
         let scan = Op::Scan { key: lock.as_str().into(), from: "0".into() };
-        batch.extend([acquire(&lock), renew, other, release(&lock), scan]);
+        batch.extend([acquire(&lock), renew, other, release_and_tell(&lock), scan]);
     }
     match call(connection, &batch).await {
         Ok(replies) => {
             let refused = |reply: Reply| match reply {
                 Reply::Unknown(why) => Some(why.kind.to_string()),
+                Reply::Released { heard: None } => {
+                    Some("PUBLISH is refused: others who wait are not told of releases".to_owned())
+                }
                 _ => None,
             };
             let mut refused: Vec<String> = replies.replies.into_iter().filter_map(refused).collect();

@@ -65,6 +65,8 @@ pub enum AcquireFailure {
         owner: Option<Owner>,
         /// When it may be free.
         retry_after: Duration,
+        /// A quorum of the nodes has named the same holder: it keeps the lock until it gives it back, or its lease ends.
+        settled: bool,
         /// Those who wait for it at this proxy.
         line: LineView,
     },
@@ -113,16 +115,11 @@ impl Grant {
         }
     }
 
-    /// Whether it came with the release of the holder before.
-    pub(super) fn inherits(&self) -> bool {
-        self.ballot.inherits
-    }
-
     /// What others are told meanwhile.
     pub(super) fn held(&self) -> AcquireFailure {
         let ends = self.ballot.started + self.ballot.ttl.as_duration();
         let retry_after = ends.saturating_duration_since(self.ballot.coordinator.env.now());
-        AcquireFailure::Contended { owner: self.ballot.owner.clone(), retry_after, line: LineView::default() }
+        AcquireFailure::Contended { owner: self.ballot.owner.clone(), retry_after, settled: true, line: LineView::default() }
     }
 
     /// The answer has been written: from now on the lease is the client's.
@@ -130,7 +127,8 @@ impl Grant {
         self.delivered = true;
         self.ballot.lock().places.fill_with(|| None);
         let (coordinator, started) = (&self.ballot.coordinator, self.ballot.started);
-        coordinator.ledger.note(&self.lock_id(), started, started + self.ballot.ttl.as_duration());
+        let ends = started + self.ballot.ttl.as_duration();
+        coordinator.ledger.note(&self.lock_id(), started, ends, self.ballot.turns);
     }
 }
 
@@ -153,8 +151,8 @@ pub(super) struct Ballot {
     started: Instant,
     /// How often our machine had slept by then.
     sleeps: u64,
-    /// It inherits the lock from somebody who releases it.
-    inherits: bool,
+    /// How often in a row the lock was handed over within its line, this time included; 0: it is taken from nobody.
+    turns: u32,
     /// With the quorum counter: what counts for its name.
     bucket: Option<u16>,
     coordinator: Arc<Coordinator>,
@@ -187,7 +185,7 @@ impl Ballot {
 
     /// Whether it came with the release of the holder before.
     pub fn inherits(&self) -> bool {
-        self.inherits
+        self.turns > 0
     }
 
     /// Posts the SETs for these nodes.
@@ -290,7 +288,7 @@ impl Ballot {
             let releases = nodes.into_iter().map(|node| (node, state.places[node].take())).collect();
             state.places.fill_with(|| None);
             // Only what others can have seen as held is told as released: losers that wake each other never end.
-            let tells = self.inherits || state.round.has_quorum();
+            let tells = self.inherits() || state.round.has_quorum();
             (releases, tells)
         };
         let now = coordinator.env.now();
@@ -440,7 +438,7 @@ fn hint(coordinator: &Coordinator, spec: &AcquireSpec) -> Option<AcquireFailure>
     validity::remaining(left, Spent::default(), coordinator.settings.drift)?;
     coordinator.metrics.hint();
     let owner = LockValue::public_label(value.as_str().as_bytes());
-    Some(AcquireFailure::Contended { owner, retry_after: ends - now, line: LineView::default() })
+    Some(AcquireFailure::Contended { owner, retry_after: ends - now, settled: true, line: LineView::default() })
 }
 
 async fn one_try(
@@ -474,7 +472,7 @@ pub(super) async fn finish(
         }
     };
     coordinator.metrics.attempt(outcome);
-    if ballot.inherits && matches!(tried, Tried::Granted(_)) {
+    if ballot.inherits() && matches!(tried, Tried::Granted(_)) {
         coordinator.metrics.handed_over();
     }
     let left = mutant!("lost-attempt-is-left") && matches!(tried, Tried::Failed(_));
@@ -493,28 +491,29 @@ pub(super) async fn finish(
 pub(super) fn open(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, manner: Manner) -> Arc<Ballot> {
     match manner {
         Manner::AllAtOnce => {
-            let ballot = prepare(coordinator, spec, AcquireRound::new(coordinator.settings.quorum), false);
+            let ballot = prepare(coordinator, spec, AcquireRound::new(coordinator.settings.quorum), 0);
             ballot.ask(0..coordinator.links.len());
             ballot
         }
         Manner::OneFirst => {
             let first = coordinator.first_node(&spec.name);
-            let ballot = prepare(coordinator, spec, AcquireRound::one_first(coordinator.settings.quorum, first), false);
+            let ballot = prepare(coordinator, spec, AcquireRound::one_first(coordinator.settings.quorum, first), 0);
             ballot.ask([first]);
             ballot
         }
     }
 }
 
-/// The same for a lock that is being released: posts what both ends the lease of `old` and is a vote for whoever waits. The
-/// replies go to `release` too.
+/// The same for a lock that is being released: posts what both ends the lease of `old` and is a vote for whoever waits, the
+/// `turns`th time in a row. The replies go to `release` too.
 pub(super) fn hand_over(
     coordinator: &Arc<Coordinator>,
     spec: &AcquireSpec,
     old: &LockValue,
+    turns: u32,
     release: &Arc<impl ReplyTo + 'static>,
 ) -> Arc<Ballot> {
-    let ballot = prepare(coordinator, spec, AcquireRound::new(coordinator.settings.quorum), true);
+    let ballot = prepare(coordinator, spec, AcquireRound::new(coordinator.settings.quorum), turns);
     let (key, wake) = (coordinator.key(&spec.name), coordinator.wake_up(&spec.name));
     let reply_to = Arc::new(HandOver { ballot: ballot.clone(), release: release.clone() });
     for (node, link) in coordinator.links.iter().enumerate() {
@@ -526,7 +525,7 @@ pub(super) fn hand_over(
 }
 
 /// A ballot whose clock runs, before anything is posted.
-fn prepare(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, round: AcquireRound, inherits: bool) -> Arc<Ballot> {
+fn prepare(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, round: AcquireRound, turns: u32) -> Arc<Ballot> {
     let bucket = matches!(coordinator.counter, Counter::Quorum).then(|| bucket(spec.name.as_str()));
     let no_places = || std::iter::repeat_with(|| None).take(coordinator.links.len()).collect();
     Arc::new_cyclic(|this| Ballot {
@@ -539,7 +538,7 @@ fn prepare(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, round: AcquireRou
         // Before the operation enters any mailbox: all the time that it waits there is charged to the lease.
         started: coordinator.env.now(),
         sleeps: coordinator.sleeps(),
-        inherits,
+        turns,
         bucket,
         coordinator: coordinator.clone(),
         this: this.clone(),
@@ -656,7 +655,8 @@ fn lost(coordinator: &Coordinator, ballot: &Ballot, loss: Loss) -> AcquireFailur
                 None => RETRY.delay(1, coordinator.env.random()),
             };
             coordinator.ledger.saw(&ballot.name, ballot.started, |value| state.round.is_refused_for(value));
-            AcquireFailure::Contended { owner: state.round.holder(), retry_after, line: LineView::default() }
+            let settled = state.round.is_settled();
+            AcquireFailure::Contended { owner: state.round.holder(), retry_after, settled, line: LineView::default() }
         }
     }
 }

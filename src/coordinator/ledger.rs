@@ -28,6 +28,8 @@ struct Entry {
     ends: Instant,
     /// When the nodes were last known to hold it.
     seen: Instant,
+    /// How often in a row the lock was handed over within its line until then.
+    turns: u32,
 }
 
 impl Ledger {
@@ -35,12 +37,18 @@ impl Ledger {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A lease was `seen` on a quorum, and is known to last until `ends`.
-    pub(super) fn note(&self, id: &LockId, seen: Instant, ends: Instant) {
+    /// A lease was `seen` on a quorum, and is known to last until `ends`. It came after so many `turns` of its line.
+    pub(super) fn note(&self, id: &LockId, seen: Instant, ends: Instant, turns: u32) {
         let mut entries = self.entries();
         if entries.len() < MAX_ENTRIES || entries.contains_key(&id.name) {
-            entries.insert(id.name.clone(), Entry { value: id.value.clone(), token: id.token, ends, seen });
+            entries.insert(id.name.clone(), Entry { value: id.value.clone(), token: id.token, ends, seen, turns });
         }
+    }
+
+    /// How often in a row the lock was handed over until this lease, if it is remembered.
+    pub(super) fn turns(&self, id: &LockId) -> Option<u32> {
+        let entries = self.entries();
+        entries.get(&id.name).filter(|entry| entry.value == id.value).map(|entry| entry.turns)
     }
 
     /// Somebody looked at the nodes for a name; whether a quorum of them holds a value.
@@ -97,8 +105,9 @@ mod tests {
     fn only_the_lease_that_is_stored_has_its_token_and_nothing_stays() {
         let (ledger, now) = (Ledger::default(), Instant::now());
         let (old, new) = (id("a", 1, 7), id("a", 2, 8));
-        ledger.note(&old, now, now);
-        ledger.note(&new, now, now + Duration::from_secs(1));
+        ledger.note(&old, now, now, 0);
+        ledger.note(&new, now, now + Duration::from_secs(1), 3);
+        assert_eq!([ledger.turns(&old), ledger.turns(&new)], [None, Some(3)]);
         assert_eq!(ledger.token(&new.name, new.value.as_str().as_bytes()), Token::new(8));
         assert_eq!(ledger.token(&old.name, old.value.as_str().as_bytes()), None);
         ledger.forget(&old);
@@ -111,7 +120,7 @@ mod tests {
     fn a_hint_is_for_a_moment_after_a_look_and_not_for_what_was_given_back() {
         let (ledger, now) = (Ledger::default(), Instant::now());
         let (lease, ms) = (id("a", 1, 7), Duration::from_millis);
-        ledger.note(&lease, now, now + ms(1_000));
+        ledger.note(&lease, now, now + ms(1_000), 0);
         let hinted = |at| ledger.hint(&lease.name, at).is_some();
         assert!(hinted(now) && hinted(now + HINT) && !hinted(now + HINT + ms(1)));
         ledger.saw(&lease.name, now + ms(50), |value| value != lease.value.as_str().as_bytes());
@@ -128,7 +137,7 @@ mod tests {
     fn it_is_bounded() {
         let (ledger, now) = (Ledger::default(), Instant::now());
         for n in 0..MAX_ENTRIES + 10 {
-            ledger.note(&id(&n.to_string(), 1, 1), now, now);
+            ledger.note(&id(&n.to_string(), 1, 1), now, now, 0);
         }
         assert_eq!(ledger.entries().len(), MAX_ENTRIES);
     }

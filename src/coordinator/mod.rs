@@ -122,7 +122,7 @@ impl Coordinator {
         assert_eq!(links.len(), settings.quorum.nodes(), "a link for each configured node");
         // Rises over restarts of the proxy too, so that whoever looks at a node sees which try came last.
         let first_try = env.wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-        let waiting = WaitingRoom::new(settings.waiters, settings.handover_limit, env.now());
+        let waiting = WaitingRoom::new(settings.waiters, env.now());
         let channels = Channels::new(env.random());
         Arc::new(Self {
             waiting,

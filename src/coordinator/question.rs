@@ -171,8 +171,14 @@ impl Releasing {
 
     /// Whether somebody else than this proxy was told.
     fn told_others(&self, node: NodeIndex, reply: &Reply) -> bool {
-        let Reply::Released { heard: Some(heard) } = reply else { return false };
-        *heard > u32::from(self.coordinator.links[node].ear().hears(self.channel))
+        match reply {
+            Reply::Released { heard: Some(heard) } => {
+                *heard > u32::from(self.coordinator.links[node].ear().hears(self.channel))
+            }
+            // Nobody was told, so nobody knows.
+            Reply::Released { heard: None } => true,
+            _ => false,
+        }
     }
 }
 
@@ -183,7 +189,9 @@ impl ReplyTo for Releasing {
         if self.question.take(node, reply) {
             let Yielding { head, others_wait } = std::mem::take(&mut *self.state());
             let tidings = if others_wait { Tidings::Yield } else { Tidings::Released };
-            head.iter().for_each(|head| head.wake(tidings));
+            if let Some(head) = head {
+                head.wake(tidings);
+            }
         }
     }
 }
@@ -306,8 +314,9 @@ impl Coordinator {
     /// Deletes a lease everywhere, or hands the lock over to whoever waits for it at this proxy.
     pub async fn release(self: &Arc<Self>, id: &LockId) -> Result<Released, NoQuorum> {
         self.renewals.released(&id.value);
+        let turns = self.turns(id);
         self.ledger.forget(id);
-        let releasing = self.post_release(id);
+        let releasing = self.post_release(id, turns);
         match releasing.question.answer().await {
             Verdict::Held => {
                 if let Ok(held) = self.env.wall_clock().duration_since(id.granted_at) {
@@ -320,8 +329,16 @@ impl Coordinator {
         }
     }
 
-    fn post_release(self: &Arc<Self>, id: &LockId) -> Arc<Releasing> {
-        let next = self.waiting.on_release(&id.name);
+    /// How often in a row the lock was handed over until this lease. Where nobody remembers, chance lets others have their turns
+    /// as often.
+    fn turns(&self, id: &LockId) -> u32 {
+        let limit = self.settings.handover_limit;
+        let by_chance = || if self.env.random().is_multiple_of(u64::from(limit) + 1) { limit } else { 0 };
+        self.ledger.turns(id).unwrap_or_else(by_chance)
+    }
+
+    fn post_release(self: &Arc<Self>, id: &LockId, turns: u32) -> Arc<Releasing> {
+        let next = self.waiting.on_release(&id.name, turns >= self.settings.handover_limit);
         let head = if let Next::Yields(head) = &next { Some(head.clone()) } else { None };
         let releasing = Arc::new(Releasing {
             question: Question::new(LeaseRound::release(self.settings.quorum)),
@@ -330,7 +347,7 @@ impl Coordinator {
             state: Mutex::new(Yielding { head, others_wait: false }),
         });
         if let Next::Heir(heir) = next {
-            waiting::hand(&heir, attempt::hand_over(self, &heir.spec, &id.value, &releasing));
+            waiting::hand(&heir, attempt::hand_over(self, &heir.spec, &id.value, turns + 1, &releasing));
             return releasing;
         }
         let (key, wake) = (self.key(&id.name), self.wake_up(&id.name));
@@ -369,7 +386,10 @@ impl Coordinator {
         let lease = |held, validity| Lease { held, validity, served_for: now - received };
         if verdict == Verdict::Held && validity.is_some() {
             renewal.succeeded();
-            self.ledger.note(id, started, started + ttl.as_duration());
+            let turns = self.turns(id);
+            let ends = started + ttl.as_duration();
+            // After a release nobody may be told that it is held.
+            self.renewals.unless_released(&id.value, || self.ledger.note(id, started, ends, turns));
             self.metrics.renewal(RenewalOutcome::Renewed);
             return Ok(lease(true, validity));
         }

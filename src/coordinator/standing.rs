@@ -105,11 +105,14 @@ struct Patience {
     one_first: u32,
     /// Known once it is the head.
     next_try: Option<Instant>,
+    /// After a failure that no release can mend, nothing makes it try sooner: heads that had a quorum each, and no token, would
+    /// wake each other for ever.
+    not_before: Option<Instant>,
 }
 
 impl Patience {
     fn until(wait_ends: Instant) -> Self {
-        Self { wait_ends, failures: 0, one_first: 0, next_try: None }
+        Self { wait_ends, failures: 0, one_first: 0, next_try: None, not_before: None }
     }
 
     fn is_over(&self, coordinator: &Coordinator) -> bool {
@@ -119,14 +122,17 @@ impl Patience {
     /// The lock could not be had.
     fn after(&mut self, failure: &AcquireFailure, coordinator: &Coordinator, spec: &AcquireSpec) {
         self.failures += 1;
-        // What one node holds says little of the others.
-        let knows = self.one_first == 0 && coordinator.hears(&spec.name);
         let failures = if self.one_first == 0 { self.failures } else { self.one_first };
-        self.look_in(pause(failure, failures, knows, coordinator.env.random()), coordinator);
+        self.not_before = None;
+        self.look_in(pause(failure, failures, coordinator.hears(&spec.name), coordinator.env.random()), coordinator);
+        if !matches!(failure, AcquireFailure::Contended { .. }) {
+            self.not_before = self.next_try;
+        }
     }
 
     fn look_in(&mut self, delay: Duration, coordinator: &Coordinator) {
-        self.next_try = Some((coordinator.env.now() + delay).min(self.wait_ends));
+        let at = (coordinator.env.now() + delay).min(self.wait_ends);
+        self.next_try = Some(self.not_before.map_or(at, |not_before| not_before.max(at)));
     }
 
     /// No later than that.
@@ -143,12 +149,12 @@ impl Patience {
     }
 }
 
-/// How long to pause before the next try: not longer than the holder's keys live. `knows`: who holds it, and releases of it are
-/// heard of.
-fn pause(failure: &AcquireFailure, failures: u32, knows: bool, random: u64) -> Duration {
+/// How long to pause before the next try: not longer than the holder's keys live. `hears`: the release will be told.
+fn pause(failure: &AcquireFailure, failures: u32, hears: bool, random: u64) -> Duration {
     match failure {
-        AcquireFailure::Contended { retry_after, .. } => {
-            let delay = if knows { FALLBACK } else { RETRY }.delay(failures, random);
+        AcquireFailure::Contended { retry_after, settled, .. } => {
+            // What one node holds says little of the others, and where the votes were split nobody releases anything.
+            let delay = if *settled && hears { FALLBACK } else { RETRY }.delay(failures, random);
             delay.min(*retry_after + Duration::from_millis(1))
         }
         _ => RETRY.delay(failures, random),
@@ -177,7 +183,10 @@ fn turn(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, line: &InLine, patie
     let random = || coordinator.env.random();
     let (cause, manner) = match line.take_tidings() {
         // What it sends comes behind the release, on every node.
-        Tidings::Released => (Some(WakeCause::Released), Some(Manner::AllAtOnce)),
+        Tidings::Released => {
+            patience.look_in(Duration::ZERO, coordinator);
+            (Some(WakeCause::Released), Some(Manner::AllAtOnce))
+        }
         Tidings::Yield => {
             patience.failures = 0;
             patience.look_in(YIELD.delay(1, random()), coordinator);
@@ -200,7 +209,7 @@ fn turn(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, line: &InLine, patie
         }
     };
     let now = coordinator.env.now();
-    if manner.is_none() && patience.next_try.is_some_and(|at| at > now) {
+    if patience.next_try.is_some_and(|at| at > now) {
         return Turn::Wait(patience.next_try);
     }
     if !line.tries() && !mutant!("everybody-in-line-tries") {
@@ -230,7 +239,30 @@ fn unasked(coordinator: &Coordinator, line: &InLine) -> AcquireFailure {
         Some(news) => news.aged(coordinator.env.now()),
         None => {
             let retry_after = RETRY.delay(1, coordinator.env.random());
-            AcquireFailure::Contended { owner: None, retry_after, line: LineView::default() }
+            AcquireFailure::Contended { owner: None, retry_after, settled: false, line: LineView::default() }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contended(settled: bool, retry_after: Duration) -> AcquireFailure {
+        AcquireFailure::Contended { owner: None, retry_after, settled, line: LineView::default() }
+    }
+
+    #[test]
+    fn only_whoever_knows_the_holder_and_will_be_told_can_wait_for_long() {
+        let (long, ms) = (Duration::from_secs(60), Duration::from_millis);
+        for random in [0, u64::MAX / 2, u64::MAX] {
+            assert!(pause(&contended(true, long), 1, true, random) >= ms(250));
+            assert!(pause(&contended(true, long), 9, true, random) <= Duration::from_secs(2));
+            // The votes were split, or one node was asked: nobody may tell of anything.
+            assert!(pause(&contended(false, long), 1, true, random) <= ms(10));
+            assert!(pause(&contended(true, long), 1, false, random) <= ms(10));
+            assert_eq!(pause(&contended(true, ms(3)), 9, true, random), ms(4), "the lease ends");
+            assert!(pause(&AcquireFailure::Draining, 9, true, random) <= ms(250));
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::engine::lease::LockName;
-use crate::engine::line::{Full, HowWon, LineBounds, Lines, Next, Ticket};
+use crate::engine::line::{Full, LineBounds, Lines, Next, Ticket};
 
 use super::Coordinator;
 use super::attempt::{AcquireFailure, AcquireSpec, Ballot, Grant};
@@ -86,15 +86,18 @@ impl Waiter {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes it.
-    pub fn wake(&self, new: Tidings) {
+    /// Wakes it, unless it has left.
+    pub fn wake(&self, new: Tidings) -> bool {
         let mut calls = self.calls();
-        calls.tidings = calls.tidings.max(new);
-        self.woken.notify_one();
+        if !calls.gone {
+            calls.tidings = calls.tidings.max(new);
+            self.woken.notify_one();
+        }
+        !calls.gone
     }
 
     /// Another proxy tells of `release`, through one of the nodes. The others will tell of it too.
-    fn hear(&self, release: &str, at_the_first: bool) {
+    fn hear(&self, release: &str, at_the_first: bool) -> bool {
         let is_new = {
             let calls = &mut *self.calls();
             let is_new = calls.heard.as_deref() != Some(release);
@@ -103,51 +106,65 @@ impl Waiter {
             }
             is_new
         };
-        if is_new || at_the_first {
-            self.wake(Tidings::Told { at_the_first });
-        }
+        if is_new || at_the_first { self.wake(Tidings::Told { at_the_first }) } else { !self.calls().gone }
     }
 }
 
 /// The lines of this proxy.
 pub(super) struct WaitingRoom {
     lines: Mutex<Lines<Arc<Waiter>, News>>,
-    handover_limit: u32,
     epoch: Instant,
 }
 
 impl WaitingRoom {
-    /// `handover_limit`: after so many turns in a row, waiters at other proxies get theirs.
-    pub fn new(bounds: LineBounds, handover_limit: u32, now: Instant) -> Self {
-        Self { lines: Mutex::new(Lines::new(bounds)), handover_limit, epoch: now }
+    pub fn new(bounds: LineBounds, now: Instant) -> Self {
+        Self { lines: Mutex::new(Lines::new(bounds)), epoch: now }
     }
 
     fn lines(&self) -> MutexGuard<'_, Lines<Arc<Waiter>, News>> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lock is to be released through this proxy: whose turn it is.
-    pub fn on_release(&self, name: &LockName) -> Next<Arc<Waiter>> {
-        let limit = if mutant!("handovers-without-limit") { u32::MAX } else { self.handover_limit };
-        self.lines().on_release(name, limit)
+    /// The lock is to be released through this proxy: whose turn it is. `has_had_enough`: after so many turns in a row, waiters
+    /// at other proxies get theirs.
+    pub fn on_release(&self, name: &LockName, has_had_enough: bool) -> Next<Arc<Waiter>> {
+        self.lines().on_release(name, has_had_enough && !mutant!("handovers-without-limit"))
+    }
+
+    /// Whether somebody waits for a name.
+    pub fn has_line(&self, name: &LockName) -> bool {
+        self.lines().len(name) > 0
     }
 
     /// What somebody had got has been given up: the next in line tries.
     pub fn on_freed(&self, name: &LockName) {
-        let head = self.lines().on_freed(name);
-        head.iter().for_each(|head| head.wake(Tidings::Released));
+        self.wake_head(name, |head| head.wake(Tidings::Released));
     }
 
     /// Another proxy tells of a release, through one of the nodes.
     pub fn on_told(&self, name: &LockName, release: &str, at_the_first: bool) {
-        let head = self.lines().head(name);
-        head.iter().for_each(|head| head.hear(release, at_the_first));
+        self.wake_head(name, |head| head.hear(release, at_the_first));
+    }
+
+    /// What was known of the lock is so no longer: wakes the head of its line. `wake` fails if that one has just left.
+    fn wake_head(&self, name: &LockName, wake: impl Fn(&Waiter) -> bool) {
+        while let Some(head) = self.freed(name) {
+            if wake(&head) {
+                return;
+            }
+        }
+    }
+
+    fn freed(&self, name: &LockName) -> Option<Arc<Waiter>> {
+        self.lines().on_freed(name)
     }
 
     /// From now on releases of this name at other proxies are heard.
     pub fn on_listening(&self, name: &LockName) {
         let head = self.lines().head(name);
-        head.iter().for_each(|head| head.wake(Tidings::Listening));
+        if let Some(head) = head {
+            head.wake(Tidings::Listening);
+        }
     }
 
     /// The line for a name, as somebody finds it who is not in it.
@@ -250,8 +267,7 @@ impl InLine {
     /// It has got the lock: whoever is next need not ask whether it is free.
     pub fn granted(&self, grant: &Grant) {
         let (waiting, at) = (&self.coordinator.waiting, self.coordinator.now());
-        let turn = if grant.inherits() { HowWon::HandedOver } else { HowWon::Free };
-        self.lines().on_turn(self.name(), turn, News { failure: grant.held(), at }, at - waiting.epoch);
+        self.lines().on_turn(self.name(), News { failure: grant.held(), at }, at - waiting.epoch);
     }
 }
 
@@ -267,7 +283,9 @@ impl Drop for InLine {
         let Calls { tidings, handed, .. } =
             std::mem::replace(&mut *self.waiter.calls(), Calls { gone: true, ..Calls::default() });
         // What this one has not read is for the next.
-        next.iter().for_each(|next| next.wake(tidings));
+        if let Some(next) = next {
+            next.wake(tidings);
+        }
         if let Some(ballot) = handed {
             ballot.abandon();
         }

@@ -37,6 +37,8 @@ struct Wanted {
     watchers: usize,
     /// Since when nobody does.
     idle_since: Option<Instant>,
+    /// So many nodes are heard that no release goes unheard.
+    covered: bool,
 }
 
 impl Channels {
@@ -55,14 +57,15 @@ impl Channels {
         WakeUp { channel, sender: format!("{}.{number}", self.me).into() }
     }
 
-    /// The channel is wanted by one more. Whether it was not before.
-    fn add(&self, channel: Channel, who: impl FnOnce(&mut Wanted)) -> bool {
+    /// The channel is wanted by one more; `listen` if it was not before.
+    fn add(&self, channel: Channel, who: impl FnOnce(&mut Wanted), listen: impl FnOnce()) {
         let mut wanted = self.wanted();
-        let is_new = !wanted.contains_key(&channel);
+        if !wanted.contains_key(&channel) {
+            listen();
+        }
         let entry = wanted.entry(channel).or_default();
         who(entry);
         entry.idle_since = None;
-        is_new
     }
 
     /// By one less.
@@ -99,25 +102,28 @@ impl Coordinator {
     /// Somebody waits for a name.
     pub(super) fn listen_for(&self, name: &LockName) {
         let channel = self.wake_channel(name);
-        if self.channels.add(channel, |wanted| wanted.names.extend([name.clone()])) {
-            self.links.iter().for_each(|link| link.ear().want(channel, true));
-        }
+        self.channels.add(channel, |wanted| wanted.names.extend([name.clone()]), || self.want(channel));
+    }
+
+    fn want(&self, channel: Channel) {
+        self.links.iter().for_each(|link| link.ear().want(channel, true));
     }
 
     /// Nobody waits for it any more.
     pub(super) fn stop_listening_for(&self, name: &LockName) {
         let channel = self.wake_channel(name);
         self.channels.remove(channel, self.env.now(), |wanted| {
-            wanted.names.remove(name);
+            // Unless somebody has come meanwhile.
+            if !self.waiting.has_line(name) {
+                wanted.names.remove(name);
+            }
         });
     }
 
     /// Somebody watches.
     pub(super) fn start_watching(&self, channels: &[Channel]) {
         for channel in channels {
-            if self.channels.add(*channel, |wanted| wanted.watchers += 1) {
-                self.links.iter().for_each(|link| link.ear().want(*channel, true));
-            }
+            self.channels.add(*channel, |wanted| wanted.watchers += 1, || self.want(*channel));
         }
     }
 
@@ -195,12 +201,18 @@ impl Hearing for Hears {
         coordinator.metrics.node(self.node).listens(true);
         debug!(node = &**coordinator.links[self.node].address(), channels = channels.len(), "listens");
         // What was released before was not heard.
-        let now_enough = |channel: &&Channel| coordinator.hearing(**channel) == coordinator.needed_ears();
-        let names: Vec<LockName> = {
-            let wanted = coordinator.channels.wanted();
-            let entries = channels.iter().filter(now_enough).filter_map(|channel| wanted.get(channel));
-            entries.flat_map(|entry| entry.names.iter().cloned()).collect()
-        };
+        let mut names: Vec<LockName> = Vec::new();
+        {
+            let mut wanted = coordinator.channels.wanted();
+            for channel in channels {
+                let enough = coordinator.hearing(*channel) >= coordinator.needed_ears();
+                if let Some(entry) = wanted.get_mut(channel).filter(|_| enough)
+                    && !std::mem::replace(&mut entry.covered, true)
+                {
+                    names.extend(entry.names.iter().cloned());
+                }
+            }
+        }
         names.iter().for_each(|name| coordinator.waiting.on_listening(name));
         coordinator.review_watches();
     }
@@ -212,6 +224,9 @@ impl Hearing for Hears {
     fn on_deaf(&self, why: &str) {
         let node = &**self.coordinator.links[self.node].address();
         info!(node, why, "can not listen to releases through other proxies; whoever waits looks more often");
+        for (channel, wanted) in self.coordinator.channels.wanted().iter_mut() {
+            wanted.covered &= self.coordinator.hearing(*channel) >= self.coordinator.needed_ears();
+        }
         self.coordinator.review_watches();
         self.coordinator.metrics.node(self.node).listens(false);
     }

@@ -51,15 +51,6 @@ pub enum Next<W> {
     Nobody,
 }
 
-/// How the head of a line got the lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HowWon {
-    /// It was handed over by somebody who released it here.
-    HandedOver,
-    /// It was free, so that others could have had it.
-    Free,
-}
-
 /// The weight of the newest turn in the mean: of about the last eight.
 const NEWEST: u32 = 8;
 
@@ -70,8 +61,6 @@ struct Line<W, N> {
     /// When the lock last went to somebody in this line, and how long a turn takes: a moving mean.
     last_turn: Option<Duration>,
     turn: Option<Duration>,
-    /// How often in a row it was handed over within this line.
-    in_a_row: u32,
     /// The head has an attempt under way.
     trying: bool,
     news: Option<N>,
@@ -104,14 +93,8 @@ impl<W: Clone, N: Clone> Lines<W, N> {
         self.next += 1;
         self.waiting += 1;
         let line = self.lines.entry(name.clone());
-        let line = line.or_insert_with(|| Line {
-            queue: VecDeque::new(),
-            last_turn: None,
-            turn: None,
-            in_a_row: 0,
-            trying: false,
-            news: None,
-        });
+        let line =
+            line.or_insert_with(|| Line { queue: VecDeque::new(), last_turn: None, turn: None, trying: false, news: None });
         line.queue.push_back((ticket, wakes));
         Ok(ticket)
     }
@@ -133,19 +116,21 @@ impl<W: Clone, N: Clone> Lines<W, N> {
         if place > 0 {
             return None;
         }
-        line.trying = false;
+        // What its last try would have told is not known.
+        if std::mem::take(&mut line.trying) {
+            line.news = None;
+        }
         line.queue.front().map(|(_, wakes)| wakes.clone())
     }
 
     /// The head of the line got the lock; `news` of it for those behind. `now` on any clock that does not go back.
-    pub fn on_turn(&mut self, name: &LockName, how: HowWon, news: N, now: Duration) {
+    pub fn on_turn(&mut self, name: &LockName, news: N, now: Duration) {
         let Some(line) = self.lines.get_mut(name) else { return };
         if let Some(last) = line.last_turn.replace(now) {
             let took = now.saturating_sub(last);
             line.turn = Some(line.turn.map_or(took, |mean| (mean * (NEWEST - 1) + took) / NEWEST));
         }
-        line.in_a_row = if how == HowWon::HandedOver { line.in_a_row + 1 } else { 0 };
-        line.news = Some(news);
+        (line.trying, line.news) = (false, Some(news));
     }
 
     /// The head begins an attempt. `false`: it has one, because something is being handed over to it.
@@ -159,8 +144,9 @@ impl<W: Clone, N: Clone> Lines<W, N> {
         (line.trying, line.news) = (false, news);
     }
 
-    /// The lock is being released through this proxy. `limit`: so many turns in a row for this line, and others get theirs.
-    pub fn on_release(&mut self, name: &LockName, limit: u32) -> Next<W> {
+    /// The lock is being released through this proxy. `has_had_enough`: this line has had many turns in a row, and others get
+    /// theirs.
+    pub fn on_release(&mut self, name: &LockName, has_had_enough: bool) -> Next<W> {
         let Some(line) = self.lines.get_mut(name) else { return Next::Nobody };
         let last = mutant!("handover-to-the-last-in-line");
         let Some((_, head)) = (if last { line.queue.back() } else { line.queue.front() }) else { return Next::Nobody };
@@ -169,8 +155,7 @@ impl<W: Clone, N: Clone> Lines<W, N> {
         if line.trying {
             return Next::Trying(head);
         }
-        if line.in_a_row >= limit {
-            line.in_a_row = 0;
+        if has_had_enough {
             return Next::Yields(head);
         }
         line.trying = true;
@@ -269,42 +254,40 @@ mod tests {
         assert_eq!(lines.news(&a), None);
         lines.on_failure(&a, Some("held"));
         assert_eq!(lines.news(&a), Some("held"));
-        assert_eq!(lines.on_release(&a, 2), Next::Heir(1));
+        assert_eq!(lines.on_release(&a, false), Next::Heir(1));
         assert_eq!(lines.news(&a), None);
-        lines.on_turn(&a, HowWon::HandedOver, "ours", Duration::ZERO);
+        lines.on_turn(&a, "ours", Duration::ZERO);
         assert_eq!(lines.leave(&a, first), Some(2));
         assert_eq!(lines.news(&a), Some("ours"), "for the new head");
         assert_eq!(lines.on_freed(&a), Some(2));
         assert_eq!(lines.news(&a), None);
         lines.on_failure(&a, None);
         assert_eq!(lines.news(&a), None);
-        assert_eq!(lines.on_release(&name("b"), 2), Next::Nobody);
+        assert_eq!(lines.on_release(&name("b"), false), Next::Nobody);
     }
 
     #[test]
-    fn a_line_yields_after_turns_in_a_row_however_often_its_head_has_looked_meanwhile() {
-        let mut lines = Lines::new(LineBounds { per_name: 100, in_all: 100 });
+    fn a_line_that_has_had_enough_lets_the_lock_go() {
+        let mut lines = Lines::<_, ()>::new(BOUNDS);
         let a = name("a");
-        let mut line: VecDeque<Ticket> = (0..20).map(|who| lines.join(&a, who).unwrap()).collect();
-        let mut yields = 0;
-        for turn in 0..20 {
-            lines.on_failure(&a, Some("held by our own"));
-            let how = match lines.on_release(&a, 4) {
-                Next::Heir(who) => {
-                    assert_eq!(who, turn);
-                    HowWon::HandedOver
-                }
-                Next::Yields(who) => {
-                    assert_eq!((who, turn % 5), (turn, 4));
-                    yields += 1;
-                    HowWon::Free
-                }
-                next => panic!("{next:?}"),
-            };
-            lines.on_turn(&a, how, "ours", Duration::ZERO);
-            lines.leave(&a, line.pop_front().unwrap());
-        }
-        assert_eq!(yields, 4);
+        lines.join(&a, 1).unwrap();
+        assert_eq!(lines.on_release(&a, true), Next::Yields(1));
+        assert!(lines.on_try(&a), "it has to try");
+        assert_eq!(lines.on_release(&a, true), Next::Trying(1));
+    }
+
+    #[test]
+    fn a_head_that_leaves_while_it_tries_leaves_no_news() {
+        let mut lines = Lines::new(BOUNDS);
+        let a = name("a");
+        let [first, second, _] = [1, 2, 3].map(|who| lines.join(&a, who).unwrap());
+        lines.on_failure(&a, Some("held"));
+        assert!(lines.on_try(&a));
+        lines.leave(&a, first);
+        assert_eq!(lines.news(&a), None);
+        lines.on_turn(&a, "ours", Duration::ZERO);
+        lines.leave(&a, second);
+        assert_eq!(lines.news(&a), Some("ours"));
     }
 
     /// Protocol section 5: never to a waiter that has an attempt of its own under way.
@@ -315,13 +298,13 @@ mod tests {
         let first = lines.join(&a, 1).unwrap();
         assert!(lines.on_try(&a));
         assert!(!lines.on_try(&a));
-        assert_eq!(lines.on_release(&a, 2), Next::Trying(1));
+        assert_eq!(lines.on_release(&a, false), Next::Trying(1));
         lines.on_failure(&a, None);
-        assert_eq!(lines.on_release(&a, 2), Next::Heir(1));
-        assert_eq!(lines.on_release(&a, 2), Next::Trying(1), "it has one now");
+        assert_eq!(lines.on_release(&a, false), Next::Heir(1));
+        assert_eq!(lines.on_release(&a, false), Next::Trying(1), "it has one now");
         lines.join(&a, 2).unwrap();
         assert_eq!(lines.leave(&a, first), Some(2));
-        assert_eq!(lines.on_release(&a, 2), Next::Heir(2));
+        assert_eq!(lines.on_release(&a, false), Next::Heir(2));
     }
 
     #[test]
@@ -330,10 +313,10 @@ mod tests {
         let a = name("a");
         (0..50).for_each(|who| assert!(lines.join(&a, who).is_ok()));
         assert_eq!(lines.expected(&a, 0), None);
-        (0..=10).for_each(|turn| lines.on_turn(&a, HowWon::Free, (), Duration::from_millis(20 * turn)));
+        (0..=10).for_each(|turn| lines.on_turn(&a, (), Duration::from_millis(20 * turn)));
         assert_eq!(lines.expected(&a, 0), Some(Duration::from_millis(20)));
         assert_eq!(lines.expected(&a, 9), Some(Duration::from_millis(200)));
-        lines.on_turn(&a, HowWon::Free, (), Duration::from_millis(200 + 100));
+        lines.on_turn(&a, (), Duration::from_millis(200 + 100));
         assert_eq!(lines.expected(&a, 0), Some(Duration::from_millis(30)), "an eighth of what is more");
     }
 

@@ -221,6 +221,11 @@ impl AcquireRound {
         self.quorum.reached(self.refusals().filter(|stored| stored.value.as_deref() == Some(value)).count())
     }
 
+    /// Whether a quorum refused because of one value: not all of them because the votes were split.
+    pub fn is_settled(&self) -> bool {
+        self.refusals().filter_map(|stored| stored.value.as_deref()).any(|value| self.is_refused_for(value))
+    }
+
     /// Milliseconds until so many refusing keys have expired that a quorum could be free. `None` if only keys without an end
     /// stand in the way, or none.
     pub fn free_in_ms(&self) -> Option<u64> {

@@ -88,7 +88,7 @@ impl Service {
         let ttl = spec.ttl;
         let grant = match self.coordinator.acquire(spec).await {
             Ok(grant) => grant,
-            Err(AcquireFailure::Contended { owner, retry_after, line }) => {
+            Err(AcquireFailure::Contended { owner, retry_after, line, .. }) => {
                 return Ok((Response::new(convert::contended(owner, retry_after, line)), Outcome::Contended));
             }
             Err(failure) => return Err(acquire_failure(failure)),

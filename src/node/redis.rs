@@ -23,7 +23,10 @@ use super::script::{self, Arg, Raw};
 use super::{Channel, Connection, Listener, Node, Op, Probe, Replies, ScriptBy, Settings, WireError};
 
 /// Messages that nobody has read yet: whoever falls so far behind has lost some, and starts again.
-const UNREAD_MESSAGES: usize = 8_192;
+const UNREAD_MESSAGES: usize = 4_096;
+
+/// The same where none come: fred has rooms of this size for several purposes.
+const NO_MESSAGES: usize = 8;
 
 /// A Redis or Valkey server.
 pub struct RedisNode {
@@ -50,7 +53,11 @@ impl RedisNode {
         Self { config, connect_timeout }
     }
 
-    async fn open(&self, version: RespVersion) -> Result<(Client, ConnectHandle, EndOnDrop), WireError> {
+    async fn open(
+        &self,
+        version: RespVersion,
+        unread_messages: usize,
+    ) -> Result<(Client, ConnectHandle, EndOnDrop), WireError> {
         let mut connection = ConnectionConfig {
             connection_timeout: self.connect_timeout,
             internal_command_timeout: self.connect_timeout,
@@ -67,7 +74,7 @@ impl RedisNode {
             .set_connection_config(connection)
             .set_performance_config(PerformanceConfig {
                 default_command_timeout: Duration::ZERO,
-                broadcast_channel_capacity: UNREAD_MESSAGES,
+                broadcast_channel_capacity: unread_messages,
                 ..Default::default()
             })
             .build()
@@ -80,14 +87,14 @@ impl RedisNode {
     }
 
     async fn open_connection(&self) -> Result<Box<dyn Connection>, WireError> {
-        let (client, task, end) = self.open(RespVersion::RESP2).await?;
+        let (client, task, end) = self.open(RespVersion::RESP2, NO_MESSAGES).await?;
         let (hash, run_id, task) = (sha1_hash(script::text()), OnceLock::new(), Mutex::new(Some(task)));
         Ok(Box::new(RedisConnection { client, hash, run_id, task, _end: end }))
     }
 
     async fn open_listener(&self) -> Result<Box<dyn Listener>, WireError> {
         // With RESP3 a connection that listens can be asked as well.
-        let (client, task, end) = self.open(RespVersion::RESP3).await?;
+        let (client, task, end) = self.open(RespVersion::RESP3, UNREAD_MESSAGES).await?;
         let messages = client.message_rx();
         Ok(Box::new(RedisListener { client, messages, task, _end: end }))
     }

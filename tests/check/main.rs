@@ -187,7 +187,11 @@ fn a_missing_permission_is_found() {
     finds(&check(&cluster.urls(), &fence.url(), &[]), "permission", "warning", &node.address());
     node.cli(&["ACL", "SETUSER", "default", "+pexpire", "-scan"]);
     finds(&check(&cluster.urls(), &fence.url(), &[]), "permission", "warning", &node.address());
-    node.cli(&["ACL", "SETUSER", "default", "+scan", "-config"]);
+    for (allowed, refused) in [("+scan", "-publish"), ("+publish", "-subscribe")] {
+        node.cli(&["ACL", "SETUSER", "default", allowed, refused]);
+        finds(&check(&cluster.urls(), &fence.url(), &[]), "permission", "warning", &node.address());
+    }
+    node.cli(&["ACL", "SETUSER", "default", "+subscribe", "-config"]);
     finds(&check(&cluster.urls(), &fence.url(), &[]), "settings", "warning", &node.address());
     node.cli(&["ACL", "SETUSER", "default", "+config"]);
     fence.cli(&["ACL", "SETUSER", "default", "-set"]);

@@ -108,6 +108,8 @@ pub struct Data {
     pub published: Vec<Published>,
     /// Whether `maxmemory` is reached.
     pub full: bool,
+    /// Nobody may publish.
+    pub mute: bool,
     /// Stands still while a script runs.
     now: NodeTime,
     /// Whether the script has written: from then on it is not stopped for want of memory.
@@ -123,6 +125,7 @@ impl Default for Data {
             subscribers: BTreeMap::new(),
             published: Vec::new(),
             full: false,
+            mute: false,
             now,
             has_written: false,
         }
@@ -196,6 +199,9 @@ impl Data {
     }
 
     fn publish(&mut self, words: &[Vec<u8>]) -> Outcome {
+        if self.mute {
+            return Err("NOPERM this user has no permissions to run the 'publish' command".to_owned());
+        }
         let channel = text(&words[0]);
         let hears = |(who, channels): (&u64, &BTreeSet<String>)| channels.contains(&channel).then_some(*who);
         let to: Vec<u64> = self.subscribers.iter().filter_map(hears).collect();

@@ -135,6 +135,11 @@ impl Server {
         self.data.full = full;
     }
 
+    /// Whether the user may not publish.
+    pub fn set_mute(&mut self, mute: bool) {
+        self.data.mute = mute;
+    }
+
     pub fn put(&mut self, key: &str, bytes: &[u8], ends_at_ms: Option<u64>) {
         self.data.keys.insert(key.to_owned(), Entry { content: Content::Text(bytes.to_vec()), ends_at_ms });
     }

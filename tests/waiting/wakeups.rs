@@ -1,5 +1,6 @@
 //! Releases through other proxies: told by the nodes, and found all the same if they are not.
 
+use redlockd::proto::acquire_response::Outcome;
 use redlockd::proto::{AcquireRequest, Granted, ReleaseOutcome};
 use tokio::task::JoinHandle;
 
@@ -131,4 +132,27 @@ async fn the_lock_of_a_holder_who_is_gone_goes_to_the_head_of_the_line() {
         assert!(token(&next) > token(&gone));
         release(&mut pair.waits.client().await, &next.lock_id).await;
     }
+}
+
+/// Without the counter nobody gets a token: heads at two proxies that had a quorum each do not wake each other for ever.
+#[tokio::test]
+async fn those_who_get_no_token_do_not_hurry() {
+    let mut pair = Pair::start().await;
+    pair.cluster.fence.kill();
+    let mut waiters = Vec::new();
+    for proxy in [&pair.holds, &pair.waits] {
+        let mut client = proxy.client().await;
+        let request = AcquireRequest { ttl: seconds(LASTING), wait: seconds(4), ..want("orders/42") };
+        waiters.push(tokio::spawn(async move { client.acquire(request).await }));
+    }
+    for waiter in waiters {
+        let outcome = waiter.await.unwrap().map(|answer| answer.into_inner().outcome);
+        assert!(!matches!(outcome, Ok(Some(Outcome::Granted(_)))), "there are no tokens: {outcome:?}");
+    }
+    let mut tries = 0.0;
+    for proxy in [&pair.holds, &pair.waits] {
+        tries += proxy.metric_sum("redlock_attempts_total", "").await;
+    }
+    // Twice five at first, and then four to eight a second each; a storm makes thousands.
+    assert!((4.0..400.0).contains(&tries), "{tries}");
 }
