@@ -1,13 +1,14 @@
 //! `redlockd-bench contended`: many clients, one lock. What is measured, in which order.
 //!
 //! - [`targets`]: redlockd, etcd and rslock side by side. [`commands`]: what a long line costs the nodes. [`proxies`]: lines at
-//!   several proxies. [`holder`]: a holder that dies. [`report`]: what is said of it.
+//!   several proxies. [`holder`]: a holder that dies. [`told`]: wake-ups. [`report`]: what is said of it.
 
 mod commands;
 mod holder;
 mod proxies;
 mod report;
 mod targets;
+mod told;
 
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ enum Part {
     Proxies,
     /// How long after the end of a dead holder's lease the next in line has it
     Holder,
+    /// How long after a release at another proxy the next in line has it, told and not told
+    Told,
 }
 
 /// Measure how a lock that many want goes from hand to hand, and compare it with etcd and the library rslock
@@ -42,7 +45,7 @@ enum Part {
 #[derive(Args, Debug)]
 pub struct ContendedArgs {
     /// What to measure
-    #[arg(long, value_delimiter = ',', default_value = "targets,commands,proxies,holder", value_name = "PARTS")]
+    #[arg(long, value_delimiter = ',', default_value = "targets,commands,proxies,holder,told", value_name = "PARTS")]
     parts: Vec<Part>,
     /// Length of a window [default: 3s; quick: 500ms]
     #[arg(long, value_parser = window_length)]
@@ -50,7 +53,7 @@ pub struct ContendedArgs {
     /// Windows of everything that is measured
     #[arg(long, value_parser = value_parser!(u16).range(1..=1000), default_value_t = 5)]
     rounds: u16,
-    /// Holders that die, for each place of the waiter [default: 20; quick: 5]
+    /// Holders that die, for each place of the waiter, and releases, told and not told [default: 20; quick: 5]
     #[arg(long, value_parser = value_parser!(u16).range(1..=10_000), value_name = "COUNT")]
     trials: Option<u16>,
     /// Threads of this process that serve the clients; 1 is a runtime without threads of its own
@@ -91,6 +94,9 @@ pub async fn run(args: &ContendedArgs, servers: &Servers) -> Result<u64, Error> 
     }
     if args.parts.contains(&Part::Holder) {
         holder::measure(&mut bench, args.trials()).await?;
+    }
+    if args.parts.contains(&Part::Told) {
+        told::measure(&mut bench, args.trials()).await?;
     }
     print!("{}", bench.report.text());
     Ok(bench.report.failures)
@@ -141,7 +147,7 @@ mod tests {
     #[test]
     fn what_is_asked_for_goes_before_what_quick_means() {
         let full = parse(&[]).unwrap();
-        assert_eq!((full.window(), full.rounds, full.trials(), full.parts.len()), (Duration::from_secs(3), 5, 20, 4));
+        assert_eq!((full.window(), full.rounds, full.trials(), full.parts.len()), (Duration::from_secs(3), 5, 20, 5));
         let quick = parse(&["--quick"]).unwrap();
         assert_eq!((quick.window(), quick.rounds, quick.trials()), (Duration::from_millis(500), 5, 5));
         let chosen = parse(&["--quick", "--window", "1s", "--trials", "7", "--parts", "holder,targets"]).unwrap();

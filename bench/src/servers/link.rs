@@ -36,6 +36,11 @@ impl Link {
         Ok(u64::try_from(left).ok())
     }
 
+    /// Changes what clients without a name of their own may do, such as `-publish`.
+    pub async fn allow(&mut self, rule: &str) -> Result<(), Error> {
+        self.ask(&format!("ACL SETUSER default {rule}")).await.map(drop)
+    }
+
     /// The reply to an inline command.
     async fn ask(&mut self, command: &str) -> Result<String, Error> {
         let answer = async {
@@ -54,8 +59,8 @@ async fn reply(stream: &mut (impl AsyncBufReadExt + Unpin)) -> Result<String, Er
     let mut line = String::new();
     stream.read_line(&mut line).await?;
     let line = line.trim_end();
-    if let Some(number) = line.strip_prefix(':') {
-        return Ok(number.to_owned());
+    if let Some(short) = line.strip_prefix([':', '+']) {
+        return Ok(short.to_owned());
     }
     let Some(length) = line.strip_prefix('$').and_then(|length| length.parse().ok()) else {
         return Err(format!("an unknown reply: {line:?}").into());

@@ -1,0 +1,84 @@
+//! A release through another proxy than the waiter's: how long until the waiter has the lock when it is told, and when nobody is.
+
+use std::time::{Duration, Instant};
+
+use super::Bench;
+use super::report::{Aim, Figure, Table, number};
+use crate::Error;
+use crate::contenders::proxy::Waiter;
+use crate::line::Contender;
+use crate::servers::link::Link;
+use crate::stats::{Latencies, micros};
+use crate::targets::proxy::channel;
+use crate::witness::Witness;
+
+/// The longest time between two looks of somebody who is not told, and one more round trip.
+const FALLBACK_MS: f64 = 2_100.0;
+
+/// The holder keeps the lock for so long: whoever waits has looked, and waits for a word.
+const HOLD: Duration = Duration::from_millis(700);
+
+const HEAD: [&str; 4] = ["the nodes", "trials", "median ms", "max ms"];
+
+/// Measures both in turn.
+pub async fn measure(bench: &mut Bench<'_>, trials: u16) -> Result<(), Error> {
+    let servers = bench.servers;
+    let other = servers.another_proxy().await?;
+    let mut links = servers.links().await?;
+    let (holder, waiter) = (channel(servers.proxy()).await?, channel(other.address()).await?);
+    let client = |way: &tonic::transport::Channel| Waiter::new(way.clone(), "contended/told", crate::targets::TTL);
+    let mut pair = [client(&holder), client(&waiter)];
+    eprintln!("{trials} releases at another proxy that are told, and {trials} that are not");
+    let (witness, mut rows, mut delays) = (Witness::default(), Vec::new(), Vec::new());
+    for (what, rule) in [("tell of releases", "+publish"), ("may not publish", "-publish")] {
+        allow(&mut links, rule).await?;
+        let mut delays_us = Vec::new();
+        for _ in 0..trials {
+            match trial(&mut pair, &witness).await {
+                Ok(delay_us) => delays_us.push(delay_us),
+                Err(what) => bench.report.failed(what),
+            }
+        }
+        let times = Latencies::new(delays_us);
+        let [median, max] = [50, 100].map(|percent| times.percentile_ms(percent));
+        rows.push(vec![what.to_owned(), trials.to_string(), number(median), number(max)]);
+        delays.push((median, max));
+    }
+    allow(&mut links, "+publish").await?;
+    bench.nothing_left()?;
+    let figure = |what: &str, aim, measured| Figure { what: what.to_owned(), aim, measured };
+    let figures = vec![
+        figure("from a release at another proxy to the grant, when it is told, median ms", Aim::Below(100.0), delays[0].0),
+        figure("the same when it is not told: within the fallback poll, max ms", Aim::Below(FALLBACK_MS), delays[1].1),
+    ];
+    let title = format!("From a release at another proxy, after {HOLD:?}, to the grant of whoever waits");
+    bench.report.add(Table { title, head: HEAD.to_vec(), rows }, figures);
+    Ok(())
+}
+
+/// What clients may do on the nodes.
+async fn allow(links: &mut [Link], rule: &str) -> Result<(), Error> {
+    for link in links {
+        link.allow(rule).await?;
+    }
+    Ok(())
+}
+
+/// The time from the release to the grant, in microseconds.
+async fn trial([holder, waiter]: &mut [Waiter; 2], witness: &Witness) -> Result<u32, String> {
+    let (held, lease) = holder.take().await?;
+    witness.granted(0, Instant::now(), lease)?;
+    let gives_back = async {
+        tokio::time::sleep(HOLD).await;
+        let at = Instant::now();
+        holder.give_back(held).await.map(|()| at)
+    };
+    let waits = async { waiter.take().await.map(|granted| (granted, Instant::now())) };
+    let (released, granted) = tokio::join!(gives_back, waits);
+    let ((next, lease), at) = granted?;
+    witness.gives_back(0);
+    witness.granted(1, at, lease)?;
+    witness.gives_back(1);
+    waiter.give_back(next).await?;
+    Ok(micros(at.saturating_duration_since(released?)))
+}
