@@ -192,8 +192,9 @@ fn turn(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, line: &InLine, patie
             patience.look_in(YIELD.delay(1, random()), coordinator);
             (None, None)
         }
-        Tidings::Told { at_the_first } => {
-            let delay = if at_the_first { Duration::ZERO } else { SETTLE.delay(1, random()) };
+        Tidings::Told { at_the_first, after_others } => {
+            let at_once = at_the_first && !after_others;
+            let delay = if at_once { Duration::ZERO } else { SETTLE.delay(1, random()) };
             patience.failures = patience.failures.max(1);
             patience.look_within(delay, coordinator);
             (Some(WakeCause::Told), None)

@@ -56,10 +56,42 @@ struct Calls {
     tidings: Tidings,
     /// The lock is being handed over to it.
     handed: Option<Arc<Ballot>>,
-    /// The last release of which another proxy told.
-    heard: Option<Arc<str>>,
+    /// What other proxies told of.
+    heard: Heard,
     /// It has left.
     gone: bool,
+}
+
+/// The releases at other proxies since this line had its last turn.
+#[derive(Default)]
+struct Heard {
+    /// Every node tells of it.
+    last: Option<Arc<str>>,
+    releases: u32,
+    /// The last two proxies that told of any.
+    proxies: [Option<Arc<str>>; 2],
+}
+
+impl Heard {
+    /// Whether it is a new one.
+    fn enter(&mut self, release: &str) -> bool {
+        if self.last.as_deref() == Some(release) {
+            return false;
+        }
+        self.last = Some(release.into());
+        self.releases += 1;
+        let proxy = release.split_once('.').map_or(release, |(proxy, _)| proxy);
+        if self.proxies[0].as_deref() != Some(proxy) {
+            self.proxies.swap(0, 1);
+            self.proxies[0] = Some(proxy.into());
+        }
+        true
+    }
+
+    /// Of three proxies or more, those that were passed over before go first.
+    fn lets_others_go_first(&self) -> bool {
+        self.releases < 2 && self.proxies[1].is_some()
+    }
 }
 
 /// Why the head of a line should look again. Of several the last in this order counts.
@@ -74,6 +106,8 @@ pub(super) enum Tidings {
     Told {
         /// At the node that is asked first.
         at_the_first: bool,
+        /// This line had its turn a moment ago, and another one waits for longer.
+        after_others: bool,
     },
     /// It was released here, and others go first.
     Yield,
@@ -98,15 +132,11 @@ impl Waiter {
 
     /// Another proxy tells of `release`, through one of the nodes. The others will tell of it too.
     fn hear(&self, release: &str, at_the_first: bool) -> bool {
-        let is_new = {
-            let calls = &mut *self.calls();
-            let is_new = calls.heard.as_deref() != Some(release);
-            if is_new {
-                calls.heard = Some(release.into());
-            }
-            is_new
+        let (is_new, after_others) = {
+            let heard = &mut self.calls().heard;
+            (heard.enter(release), heard.lets_others_go_first())
         };
-        if is_new || at_the_first { self.wake(Tidings::Told { at_the_first }) } else { !self.calls().gone }
+        if is_new || at_the_first { self.wake(Tidings::Told { at_the_first, after_others }) } else { !self.calls().gone }
     }
 }
 
@@ -280,14 +310,32 @@ impl Drop for InLine {
         if is_empty {
             self.coordinator.stop_listening_for(self.name());
         }
-        let Calls { tidings, handed, .. } =
-            std::mem::replace(&mut *self.waiter.calls(), Calls { gone: true, ..Calls::default() });
+        let left = Calls { gone: true, ..Calls::default() };
+        let Calls { tidings, handed, heard, .. } = std::mem::replace(&mut *self.waiter.calls(), left);
         // What this one has not read is for the next.
         if let Some(next) = next {
+            next.calls().heard.proxies = heard.proxies;
             next.wake(tidings);
         }
         if let Some(ballot) = handed {
             ballot.abandon();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_three_proxies_those_that_were_passed_over_go_first() {
+        let mut heard = Heard::default();
+        assert!(heard.enter("b.1") && !heard.enter("b.1"), "every node tells of it");
+        assert!(!heard.lets_others_go_first(), "there is one other");
+        let mut heard = Heard { proxies: heard.proxies, ..Heard::default() };
+        assert!(heard.enter("c.1") && heard.lets_others_go_first(), "b waits for longer");
+        assert!(heard.enter("b.2") && !heard.lets_others_go_first(), "it was passed over");
+        let mut heard = Heard { proxies: heard.proxies, ..Heard::default() };
+        assert!(heard.enter("b.3") && heard.lets_others_go_first(), "known from earlier turns");
     }
 }
