@@ -18,7 +18,8 @@ use crate::engine::reply::Reply;
 use crate::node::address::Address;
 use crate::node::env::{Env, SystemEnv};
 use crate::node::redis::RedisNode;
-use crate::node::{Channel, Connection, Node, Op, Probe, Replies, ScriptBy, WakeUp, WireError};
+use crate::node::script::Told;
+use crate::node::{Channel, Connection, Key, Node, Op, Probe, Replies, ScriptBy, WakeUp, WireError, channel_number};
 
 /// Connecting and all questions together.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -131,14 +132,22 @@ impl Report {
     }
 }
 
+/// What a node tells comes right behind its answer.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+
 async fn look_at(node: &RedisNode, config: &Config, charter: &Charter, votes: bool) -> Result<Server, WireError> {
     let connection = node.connect().await?;
     let probe = connection.probe().await?;
     // Whoever is no node at all is not asked for more: a cluster would send us elsewhere.
     let is_node = &*probe.role == "master" && !probe.cluster;
     let mut refused = if is_node { try_out(&*connection, config, votes).await? } else { Vec::new() };
-    if is_node && votes {
-        refused.extend(listen(node).await.err().map(|why| format!("to those who wait, releases can not be told: {why}")));
+    // One refusal often is the reason of another.
+    if is_node && votes && refused.is_empty() {
+        match is_told(node, &*connection, config).await {
+            Ok(true) => {}
+            Ok(false) => refused.push("PUBSUB NUMSUB or PUBLISH is refused: those who watch are told of nothing".to_owned()),
+            Err(why) => refused.push(format!("nothing can be told to those who wait or watch: {why}")),
+        }
     }
     let (sent, mut round_trip) = (Instant::now(), Duration::ZERO);
     let (mut clock_offset_us, mut marker) = (0, MarkerState::None);
@@ -174,10 +183,28 @@ async fn call(connection: &dyn Connection, batch: &[Op]) -> Result<Replies, Wire
     }
 }
 
-/// Listens for a moment.
-async fn listen(node: &RedisNode) -> Result<(), WireError> {
-    let channels = [Channel::Wake(0), Channel::Watch(0), Channel::Watchers];
-    node.listen().await?.subscribe(&channels).await
+/// Whether somebody who watches is told of a lock that is taken.
+async fn is_told(node: &RedisNode, connection: &dyn Connection, config: &Config) -> Result<bool, WireError> {
+    let (prefix, nonce) = (&*config.nodes.key_prefix, SystemEnv.secret());
+    let (name, value) = (format!("redlockd:check:{nonce:032x}"), LockValue::new(nonce, None, None));
+    let mut listener = node.listen().await?;
+    let channels = [Channel::Wake(0), Channel::Watch(channel_number(prefix, &name)), Channel::Watchers];
+    listener.subscribe(&channels).await?;
+    let key: Key = format!("{prefix}{name}").into();
+    let ttl = Ttl::from_millis(1_000, Ttl::LONGEST).unwrap_or(Ttl::LONGEST);
+    let acquire = Op::Acquire { key: key.clone(), value: value.clone(), ttl, bucket: None };
+    call(connection, &[acquire, Op::Release { key: key.clone(), value, wake: None }]).await?;
+    let told = async {
+        loop {
+            // Others may take locks meanwhile.
+            match listener.next().await {
+                Ok(message) if Told::read(&message).is_some_and(|told| *told.key == *key) => return Ok(true),
+                Ok(_) => {}
+                Err(why) => return Err(why),
+            }
+        }
+    };
+    timeout(TOLD_WITHIN, told).await.unwrap_or(Ok(false))
 }
 
 /// Does everything that a proxy does, to keys that nobody else uses and that end by themselves; what was refused.

@@ -79,8 +79,13 @@ impl Coordinator {
     /// A page of the names that are held.
     pub async fn list(&self, spec: &PageSpec) -> Result<Listing, ListFailure> {
         let _place = self.lists.try_acquire().map_err(|_| ListFailure::TooMany)?;
+        self.page(spec).await.map_err(ListFailure::NoQuorum)
+    }
+
+    /// The same, whoever else makes a list.
+    pub(super) async fn page(&self, spec: &PageSpec) -> Result<Listing, NoQuorum> {
         let started = self.env.now();
-        let shelves = self.told_by_all(spec, started).await.map_err(ListFailure::NoQuorum)?;
+        let shelves = self.told_by_all(spec, started).await?;
         let page = Page::of(&shelves, spec.size, self.settings.quorum);
         let spent = Spent { elapsed: self.env.now() - started, ..Spent::default() };
         let held = page.listed.into_iter().map(|listed| self.held_name(listed, spent)).collect();

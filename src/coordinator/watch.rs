@@ -3,7 +3,7 @@
 //! Nodes tell what they do while they do it, and keep nothing. So a stream of events begins with a marker that says from when on
 //! nothing is missing, and has another one wherever something may be: a node could not be heard, or the reader was too slow.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +35,12 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Between looks whether a lease has ended, if the nodes can not be asked.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// So many leases at a time are looked at whether they have ended: more wait for the next time.
+const ENDS_AT_A_TIME: usize = 64;
+
+/// A lease that ends so soon has ended when somebody else has the lock.
+const ABOUT_NOW: Duration = Duration::from_secs(1);
 
 /// How many names of a page are looked at when somebody begins to watch, and how many pages.
 const STOCK: (usize, usize) = (1_000, 10);
@@ -85,9 +91,11 @@ struct State {
     tallies: BTreeMap<(LockName, TellTale, Arc<str>), Tally>,
     /// Leases in the scope of somebody, and when they end.
     leases: BTreeMap<LockName, Lease>,
-    /// While leases are looked for that began before somebody watched: those of which something was told meanwhile.
+    /// Where leases have to be looked for that began before somebody watched, one scope after the other.
+    to_look_at: VecDeque<Scope>,
+    takes_stock: bool,
+    /// Of which something was told meanwhile.
     touched: BTreeSet<LockName>,
-    stocktakings: usize,
 }
 
 struct Watcher {
@@ -110,6 +118,16 @@ struct Lease {
     /// `None`: it began before anybody watched, or was renewed.
     id: Option<Arc<str>>,
     ends: Instant,
+    /// When the nodes are asked whether it has ended.
+    asks: Instant,
+    /// They have said so once. What was told before may still be on its way.
+    is_gone: bool,
+}
+
+impl Lease {
+    fn new(id: Option<Arc<str>>, ends: Instant) -> Self {
+        Self { id, ends, asks: ends, is_gone: false }
+    }
 }
 
 impl Watcher {
@@ -148,23 +166,26 @@ impl State {
 
     /// A quorum has told the same.
     fn on_told(&mut self, told: &Told<'_>, name: LockName, now: Instant) {
-        if self.stocktakings > 0 {
+        if self.takes_stock && self.touched.len() < MAX_ENTRIES {
             self.touched.insert(name.clone());
         }
         let (owner, ttl) = (Owner::new(told.owner).ok().flatten(), Duration::from_millis(told.ms));
-        let lease = || Lease { id: Some(told.lease.into()), ends: now + ttl };
+        let before = self.leases.get(&name).filter(|lease| lease.id.as_deref() != Some(told.lease));
+        let lease = || Lease::new(Some(told.lease.into()), now + ttl);
         let event = match told.what {
             TellTale::Granted => Event::Granted(name.clone(), owner, ttl),
             TellTale::HandedOver => Event::HandedOver(name.clone(), owner, ttl),
             TellTale::Released => Event::Released(name.clone()),
         };
-        match told.what {
-            TellTale::Granted | TellTale::HandedOver => self.expect(&name, lease()),
-            TellTale::Released => {
-                let is_same = |lease: &Lease| lease.id.as_deref().is_none_or(|id| id == told.lease);
-                if self.leases.get(&name).is_some_and(is_same) {
-                    self.leases.remove(&name);
-                }
+        match (told.what, before.map(|lease| (lease.id.is_some(), lease.ends))) {
+            // That of the lease before, from nodes that were late: it was told when somebody else had the lock.
+            (TellTale::Released, Some((true, _))) => return,
+            (TellTale::Released, _) => drop(self.leases.remove(&name)),
+            (TellTale::HandedOver, _) | (TellTale::Granted, None) => self.expect(&name, lease()),
+            (TellTale::Granted, Some((_, ends))) => {
+                let ended = if ends <= now + ABOUT_NOW { Event::Expired } else { Event::Released };
+                self.tell(&name, &ended(name.clone()));
+                self.expect(&name, lease());
             }
         }
         self.tell(&name, &event);
@@ -198,7 +219,7 @@ impl Drop for Watch {
             let state = &mut *self.coordinator.watches.state();
             state.watchers.remove(&self.number);
             if state.watchers.is_empty() {
-                (state.tallies, state.leases) = Default::default();
+                (state.tallies, state.leases, state.to_look_at, state.touched) = Default::default();
             }
             state.watchers.len()
         };
@@ -229,12 +250,11 @@ impl Coordinator {
     }
 
     fn channels_of(&self, scope: &Scope) -> Vec<Channel> {
-        let watched = match scope {
-            Scope::Name(name) => vec![Channel::Watch(self.channel_number(name))],
+        match scope {
+            Scope::Name(name) => vec![Channel::Watch(self.channel_number(name)), Channel::Watchers],
             // Some of the names are on each.
-            Scope::Prefix(_) => (0..=u8::MAX).map(Channel::Watch).collect(),
-        };
-        watched.into_iter().chain([Channel::Watchers]).collect()
+            Scope::Prefix(_) => Self::all_channels(),
+        }
     }
 
     /// A node tells something.
@@ -248,12 +268,21 @@ impl Coordinator {
         }
         if state.tallies.len() >= MAX_ENTRIES {
             state.tallies.clear();
-            state.watchers.values_mut().for_each(|watcher| watcher.lags = true);
+            // What was half counted is lost; the next review goes on from there.
+            for watcher in state.watchers.values_mut() {
+                watcher.complete = Some(false);
+                watcher.tell(&Event::Gap("too much happens at a time".to_owned()));
+            }
         }
         let key = (name.clone(), told.what, Arc::from(told.lease));
-        let tally = state.tallies.entry(key).or_insert_with(|| Tally { nodes: BTreeSet::new(), since: now });
+        let tally = state.tallies.entry(key.clone()).or_insert_with(|| Tally { nodes: BTreeSet::new(), since: now });
+        let is_new = tally.nodes.insert(node);
+        let count = tally.nodes.len();
+        if count == self.links.len() {
+            state.tallies.remove(&key);
+        }
         // Once, with the node that makes the quorum.
-        if tally.nodes.insert(node) && tally.nodes.len() == self.settings.quorum.size() {
+        if is_new && count == self.settings.quorum.size() {
             state.on_told(told, name, now);
         }
     }
@@ -262,12 +291,16 @@ impl Coordinator {
     /// nothing is missing.
     pub(super) fn review_watches(self: &Arc<Self>) {
         let now = self.env.now();
-        let mut to_look_at = Vec::new();
-        {
+        let heard: Vec<BTreeSet<Channel>> = self.links.iter().map(|link| link.ear().heard()).collect();
+        let all = self.not_heard(&heard, &Self::all_channels());
+        let begins = {
             let state = &mut *self.watches.state();
             for watcher in state.watchers.values_mut() {
                 watcher.catch_up();
-                let deaf = self.not_heard(&watcher.scope);
+                let deaf = match &watcher.scope {
+                    Scope::Name(_) => self.not_heard(&heard, &self.channels_of(&watcher.scope)),
+                    Scope::Prefix(_) => all.clone(),
+                };
                 let is_late = now - watcher.since >= PATIENCE;
                 match (watcher.complete, deaf) {
                     (Some(true), None) | (Some(false), Some(_)) => {}
@@ -275,7 +308,9 @@ impl Coordinator {
                     (_, None) => {
                         watcher.complete = Some(true);
                         watcher.tell(&Event::Complete);
-                        to_look_at.push(watcher.scope.clone());
+                        if !state.to_look_at.contains(&watcher.scope) {
+                            state.to_look_at.push_back(watcher.scope.clone());
+                        }
                     }
                     (_, Some(node)) => {
                         watcher.complete = Some(false);
@@ -283,19 +318,44 @@ impl Coordinator {
                     }
                 }
             }
-            state.stocktakings += to_look_at.len();
-        }
-        for scope in to_look_at {
+            !state.to_look_at.is_empty() && !std::mem::replace(&mut state.takes_stock, true)
+        };
+        if begins {
             let coordinator = self.clone();
-            self.tasks.spawn(async move { coordinator.take_stock(&scope).await });
+            self.tasks.spawn(async move { coordinator.take_stocks().await });
         }
     }
 
-    /// A node that can not be heard.
-    fn not_heard(&self, scope: &Scope) -> Option<Arc<str>> {
-        let channels = self.channels_of(scope);
-        let deaf = self.links.iter().find(|link| !channels.iter().all(|channel| link.ear().hears(*channel)))?;
-        Some(deaf.address().clone())
+    fn all_channels() -> Vec<Channel> {
+        (0..=u8::MAX).map(Channel::Watch).chain([Channel::Watchers]).collect()
+    }
+
+    /// A node of which not all of these channels are heard.
+    fn not_heard(&self, heard: &[BTreeSet<Channel>], channels: &[Channel]) -> Option<Arc<str>> {
+        let is_deaf = |heard: &BTreeSet<Channel>| !channels.iter().all(|channel| heard.contains(channel));
+        let deaf = heard.iter().position(is_deaf)?;
+        Some(self.links[deaf].address().clone())
+    }
+
+    /// One scope after the other, until there is none left, or this proxy shuts down.
+    async fn take_stocks(&self) {
+        loop {
+            let scope = {
+                let state = &mut *self.watches.state();
+                let next = state.to_look_at.pop_front().filter(|_| !self.draining.is_cancelled());
+                if next.is_none() {
+                    state.takes_stock = false;
+                    state.touched.clear();
+                }
+                next
+            };
+            let Some(scope) = scope else { return };
+            tokio::select! {
+                biased;
+                () = self.draining.cancelled() => {}
+                () = self.take_stock(&scope) => {}
+            }
+        }
     }
 
     /// Leases that began before somebody watched end too.
@@ -308,21 +368,21 @@ impl Coordinator {
             Scope::Prefix(prefix) => self.first_pages(prefix).await,
         };
         let (now, state) = (self.env.now(), &mut *self.watches.state());
+        if state.touched.len() >= MAX_ENTRIES {
+            // Nobody knows which of them were told of meanwhile.
+            return;
+        }
         for (name, left) in found {
             if state.is_watched(&name) && !state.touched.contains(&name) && !state.leases.contains_key(&name) {
-                state.expect(&name, Lease { id: None, ends: now + left });
+                state.expect(&name, Lease::new(None, now + left));
             }
-        }
-        state.stocktakings -= 1;
-        if state.stocktakings == 0 {
-            state.touched.clear();
         }
     }
 
     async fn first_pages(&self, prefix: &NamePrefix) -> Vec<(LockName, Duration)> {
         let (mut found, mut after) = (Vec::new(), None);
         for _ in 0..STOCK.1 {
-            let Ok(page) = self.list(&PageSpec { after, prefix: prefix.clone(), size: STOCK.0 }).await else { break };
+            let Ok(page) = self.page(&PageSpec { after, prefix: prefix.clone(), size: STOCK.0 }).await else { break };
             found.extend(page.held.into_iter().map(|held| (held.name, held.left)));
             after = page.next_after;
             if after.is_none() {
@@ -338,13 +398,14 @@ impl Coordinator {
         let over: Vec<LockName> = {
             let state = &mut *self.watches.state();
             state.tallies.retain(|_, tally| now - tally.since < COUNTED_FOR);
-            let over = state.leases.iter_mut().filter(|(_, lease)| lease.ends <= now);
+            let over = state.leases.iter_mut().filter(|(_, lease)| lease.asks <= now);
             // Not again while the nodes are asked.
-            over.map(|(name, lease)| {
-                lease.ends = now + ASK_AGAIN;
-                name.clone()
-            })
-            .collect()
+            over.take(ENDS_AT_A_TIME)
+                .map(|(name, lease)| {
+                    lease.asks = now + ASK_AGAIN;
+                    name.clone()
+                })
+                .collect()
         };
         for name in over {
             let coordinator = self.clone();
@@ -362,10 +423,15 @@ impl Coordinator {
             return;
         }
         match holding.held {
-            Some(held) => state.expect(&name, Lease { id: before, ends: now + held.left }),
-            None => {
+            Some(held) => state.expect(&name, Lease::new(before, now + held.left)),
+            None if state.leases.get(&name).is_some_and(|lease| lease.is_gone) => {
                 state.leases.remove(&name);
                 state.tell(&name, &Event::Expired(name.clone()));
+            }
+            None => {
+                if let Some(lease) = state.leases.get_mut(&name) {
+                    (lease.is_gone, lease.asks) = (true, now);
+                }
             }
         }
     }
@@ -401,5 +467,38 @@ mod tests {
         watcher.catch_up();
         assert!(matches!(received.try_recv().unwrap(), Event::Gap(_)));
         assert!(received.try_recv().is_err());
+    }
+
+    fn told(what: TellTale, lease: &str) -> Told<'_> {
+        Told { what, lease, ms: 10_000, owner: "", key: "lock:a" }
+    }
+
+    /// What was told of a lock by quorums, at these seconds.
+    fn story(steps: &[(TellTale, &str, u64)]) -> Vec<Event> {
+        let (events, mut received) = mpsc::channel(99);
+        let (scope, begin) = (Scope::Prefix(NamePrefix::new("").unwrap()), Instant::now());
+        let mut state = State::default();
+        let watcher = Watcher { scope, events, since: begin, complete: Some(true), lags: false };
+        state.watchers.insert(0, watcher);
+        for (what, lease, second) in steps {
+            state.on_told(&told(*what, lease), LockName::new("a").unwrap(), begin + Duration::from_secs(*second));
+        }
+        std::iter::from_fn(|| received.try_recv().ok()).collect()
+    }
+
+    #[test]
+    fn every_lease_has_one_end() {
+        use TellTale::{Granted, HandedOver, Released};
+        let name = || LockName::new("a").unwrap();
+        let granted = || Event::Granted(name(), None, Duration::from_secs(10));
+        let (released, expired) = (|| Event::Released(name()), || Event::Expired(name()));
+        assert_eq!(story(&[(Granted, "1", 0), (Released, "1", 5)]), [granted(), released()]);
+        assert_eq!(story(&[(Granted, "1", 0), (Granted, "2", 10)]), [granted(), expired(), granted()]);
+        // Nodes that were late: the release is told after what it made possible.
+        let late = [(Granted, "1", 0), (Granted, "2", 5), (Released, "1", 5)];
+        assert_eq!(story(&late), [granted(), released(), granted()]);
+        let handed = Event::HandedOver(name(), None, Duration::from_secs(10));
+        assert_eq!(story(&[(Granted, "1", 0), (HandedOver, "2", 5), (Released, "2", 6)]), [granted(), handed, released()]);
+        assert_eq!(story(&[(Released, "0", 0)]), [released()], "it began before");
     }
 }

@@ -70,6 +70,11 @@ impl Ear {
         }
     }
 
+    /// The channels of which everything comes that is published.
+    pub fn heard(&self) -> BTreeSet<Channel> {
+        self.state().heard.clone()
+    }
+
     /// Whether everything that is published on a channel comes.
     pub fn hears(&self, channel: Channel) -> bool {
         self.state().heard.contains(&channel)
@@ -133,17 +138,23 @@ impl Ear {
         timing: EarTiming,
         hearing: &dyn Hearing,
     ) -> Result<(), WireError> {
-        let (new, old): (Vec<Channel>, Vec<Channel>) = {
+        let new: Vec<Channel> = {
             let State { wanted, heard } = &*self.state();
-            (wanted.difference(heard).copied().collect(), heard.difference(wanted).copied().collect())
+            wanted.difference(heard).copied().collect()
         };
         if !new.is_empty() {
             within(timing.answer, env, listener.subscribe(&new)).await?;
             self.state().heard.extend(&new);
             hearing.on_subscribed(&new);
         }
+        // In one step: whoever comes to want it again finds it not heard.
+        let old: Vec<Channel> = {
+            let State { wanted, heard } = &mut *self.state();
+            let old = heard.difference(wanted).copied().collect();
+            heard.retain(|channel| wanted.contains(channel));
+            old
+        };
         if !old.is_empty() {
-            self.state().heard.retain(|channel| !old.contains(channel));
             within(timing.answer, env, listener.unsubscribe(&old)).await?;
         }
         Ok(())

@@ -187,11 +187,11 @@ fn a_missing_permission_is_found() {
     finds(&check(&cluster.urls(), &fence.url(), &[]), "permission", "warning", &node.address());
     node.cli(&["ACL", "SETUSER", "default", "+pexpire", "-scan"]);
     finds(&check(&cluster.urls(), &fence.url(), &[]), "permission", "warning", &node.address());
-    for (allowed, refused) in [("+scan", "-publish"), ("+publish", "-subscribe")] {
+    for (allowed, refused) in [("+scan", "-publish"), ("+publish", "-subscribe"), ("+subscribe", "-pubsub")] {
         node.cli(&["ACL", "SETUSER", "default", allowed, refused]);
         finds(&check(&cluster.urls(), &fence.url(), &[]), "permission", "warning", &node.address());
     }
-    node.cli(&["ACL", "SETUSER", "default", "+subscribe", "-config"]);
+    node.cli(&["ACL", "SETUSER", "default", "+pubsub", "-config"]);
     finds(&check(&cluster.urls(), &fence.url(), &[]), "settings", "warning", &node.address());
     node.cli(&["ACL", "SETUSER", "default", "+config"]);
     fence.cli(&["ACL", "SETUSER", "default", "-set"]);

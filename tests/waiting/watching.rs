@@ -82,10 +82,17 @@ async fn what_becomes_of_a_lock_is_told() {
     watched.give_back(&heir.lock_id).await;
     events.must_be(Kind::Released, "orders/42").await;
 
-    let short = watched.take("orders/42", 1).await;
+    watched.take("orders/42", 1).await;
     events.must_be(Kind::Granted, "orders/42").await;
     events.must_be(Kind::Expired, "orders/42").await;
-    drop(short);
+
+    // Also when somebody else waits for it.
+    watched.take("orders/42", 1).await;
+    events.must_be(Kind::Granted, "orders/42").await;
+    let waits = AcquireRequest { ttl: seconds(LASTING), wait: seconds(60), ..want("orders/42") };
+    granted(&mut watched.acts.client().await, waits).await;
+    events.must_be(Kind::Expired, "orders/42").await;
+    events.must_be(Kind::Granted, "orders/42").await;
     assert_eq!(watched.watches.metric("redlock_watchers").await, 1.0);
     drop(events);
     until("nobody to watch", || async { (watched.watches.metric("redlock_watchers").await == 0.0).then_some(()) }).await;
