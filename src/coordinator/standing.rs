@@ -105,6 +105,8 @@ struct Patience {
     one_first: u32,
     /// Known once it is the head.
     next_try: Option<Instant>,
+    /// What made it look, if not the time.
+    cause: Option<WakeCause>,
     /// After a failure that no release can mend, nothing makes it try sooner: heads that had a quorum each, and no token, would
     /// wake each other for ever.
     not_before: Option<Instant>,
@@ -112,7 +114,7 @@ struct Patience {
 
 impl Patience {
     fn until(wait_ends: Instant) -> Self {
-        Self { wait_ends, failures: 0, one_first: 0, next_try: None, not_before: None }
+        Self { wait_ends, failures: 0, one_first: 0, next_try: None, cause: None, not_before: None }
     }
 
     fn is_over(&self, coordinator: &Coordinator) -> bool {
@@ -210,6 +212,8 @@ fn turn(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, line: &InLine, patie
         }
     };
     let now = coordinator.env.now();
+    // Kept until it looks: a pause may come first.
+    patience.cause = cause.or(patience.cause);
     if patience.next_try.is_some_and(|at| at > now) {
         return Turn::Wait(patience.next_try);
     }
@@ -217,6 +221,7 @@ fn turn(coordinator: &Arc<Coordinator>, spec: &AcquireSpec, line: &InLine, patie
         // The lock is being handed over to it.
         return Turn::Wait(None);
     }
+    let cause = patience.cause.take();
     if patience.next_try.is_some() {
         coordinator.metrics.woken(cause.unwrap_or(WakeCause::Timer));
     }
