@@ -83,6 +83,8 @@ label_enum!(
         Acquire => "Acquire",
         Release => "Release",
         Renew => "Renew",
+        Adopt => "Adopt",
+        Session => "Session",
         Check => "Check",
         Get => "Get",
         List => "List",
@@ -134,7 +136,14 @@ label_enum!(
 
 label_enum!(
     /// Why a lease was lost.
-    LossReason { NotHeldByQuorum => "not_held_by_quorum", TooLate => "too_late" }
+    LossReason {
+        NotHeldByQuorum => "not_held_by_quorum",
+        Adopted => "adopted",
+        TooLate => "too_late",
+        NoQuorum => "no_quorum",
+        NoKeepAlive => "no_keep_alive",
+        MaxHold => "max_hold",
+    }
 );
 
 /// Which outcomes a procedure has.
@@ -144,9 +153,10 @@ fn outcomes(rpc: Rpc) -> &'static [Outcome] {
         Rpc::Acquire => &[Granted, Contended],
         Rpc::Release => &[Released, NotHeld],
         Rpc::Renew => &[Renewed, Lost],
+        Rpc::Adopt => &[Granted, Lost],
         Rpc::Check => &[Held, NotHeld],
         Rpc::Get => &[Held, Free],
-        Rpc::List | Rpc::ListNodes | Rpc::Watch => &[Ok],
+        Rpc::List | Rpc::ListNodes | Rpc::Watch | Rpc::Session => &[Ok],
     }
 }
 
@@ -170,6 +180,8 @@ pub struct Metrics {
     wakeups: Vec<Counter>,
     hints: Counter,
     watchers: Gauge,
+    sessions: Gauge,
+    session_leases: Gauge,
     renewals: Vec<Counter>,
     leases_lost: Vec<Counter>,
     quorum_margin: Gauge,
@@ -212,6 +224,8 @@ impl Metrics {
             wakeups: one_per(WakeCause::ALL, |label| counter!("redlock_wakeups_total", "cause" => label)),
             hints: counter!("redlock_hints_total"),
             watchers: gauge!("redlock_watchers"),
+            sessions: gauge!("redlock_sessions"),
+            session_leases: gauge!("redlock_session_leases"),
             renewals: one_per(RenewalOutcome::ALL, |label| counter!("redlock_renewals_total", "outcome" => label)),
             leases_lost: one_per(LossReason::ALL, |label| counter!("redlock_leases_lost_total", "reason" => label)),
             quorum_margin: gauge!("redlock_quorum_margin"),
@@ -274,6 +288,16 @@ impl Metrics {
     /// So many watch locks.
     pub fn watchers(&self, count: usize) {
         self.watchers.set(count as f64);
+    }
+
+    /// So many sessions stand.
+    pub fn sessions(&self, count: usize) {
+        self.sessions.set(count as f64);
+    }
+
+    /// So many more leases, or fewer, are kept for sessions.
+    pub fn session_leases(&self, more: i64) {
+        self.session_leases.increment(more as f64);
     }
 
     /// A caller has stopped waiting, with or without the lock.
@@ -469,9 +493,15 @@ pub const CATALOGUE: &[(&str, Kind, &str)] = &[
         "Tries that were answered as contended from memory, within 20 ms of a look at the nodes.",
     ),
     ("redlock_watchers", Kind::Gauge, "Callers that watch locks."),
+    ("redlock_sessions", Kind::Gauge, "Sessions that stand, those included that wait for their clients to come back."),
+    ("redlock_session_leases", Kind::Gauge, "Leases that are renewed for sessions."),
     ("redlock_wait_duration_seconds", Kind::Seconds, "Time that callers with a wait spent on it, with or without success."),
-    ("redlock_renewals_total", Kind::Counter, "Renewals, by outcome."),
-    ("redlock_leases_lost_total", Kind::Counter, "Leases found lost at a renewal, by reason."),
+    ("redlock_renewals_total", Kind::Counter, "Renewals and adoptions, by outcome."),
+    (
+        "redlock_leases_lost_total",
+        Kind::Counter,
+        "Leases found lost at a renewal, or that a session lost, by reason; `adopted`: it goes on elsewhere.",
+    ),
     ("redlock_quorum_margin", Kind::Gauge, "Nodes that can vote beyond the quorum; below 0 nothing can be granted."),
     ("redlock_tasks", Kind::Gauge, "Tasks that work on attempts and their clean-up."),
     ("redlock_inflight_requests", Kind::Gauge, "Requests that are being served."),

@@ -20,6 +20,7 @@ use crate::coordinator::fence::Fence;
 use crate::coordinator::observer::NodeObserver;
 use crate::coordinator::{Coordinator, Counter, Settings};
 use crate::grpc::delivery::DeliveryLayer;
+use crate::grpc::ending::EndingLayer;
 use crate::grpc::service::Service;
 use crate::metrics::{Metrics, NodeMetrics, Registry};
 use crate::node::address::Address;
@@ -74,6 +75,7 @@ pub async fn run(config: Config, grpc: TcpListener, http: TcpListener, shutdown:
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
         .layer(DeliveryLayer)
+        .layer(EndingLayer)
         .add_service(LockServiceServer::new(service.clone()))
         .add_service(OperatorServiceServer::new(service))
         .add_service(health_service)

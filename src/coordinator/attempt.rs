@@ -115,6 +115,11 @@ impl Grant {
         }
     }
 
+    /// When the operations began that it stands by.
+    pub(super) fn started(&self) -> Instant {
+        self.ballot.started
+    }
+
     /// What others are told meanwhile.
     pub(super) fn held(&self) -> AcquireFailure {
         let ends = self.ballot.started + self.ballot.ttl.as_duration();
@@ -562,10 +567,13 @@ fn request_key(coordinator: &Coordinator, spec: &AcquireSpec) -> Option<RequestK
 /// Of the name and the request id.
 fn request_hash(spec: &AcquireSpec) -> Option<u128> {
     let (request_id, _) = spec.request.as_ref()?;
-    let name = spec.name.as_str().as_bytes();
-    let digest = Sha256::new().chain_update((name.len() as u64).to_be_bytes()).chain_update(name).chain_update(request_id);
-    let digest = digest.finalize();
-    Some(digest.iter().take(16).fold(0_u128, |number, byte| number << 8 | u128::from(*byte)))
+    Some(digest([spec.name.as_str().as_bytes(), request_id]))
+}
+
+/// Of two parts that are not taken for two others.
+pub(super) fn digest([first, second]: [&[u8]; 2]) -> u128 {
+    let digest = Sha256::new().chain_update((first.len() as u64).to_be_bytes()).chain_update(first).chain_update(second);
+    digest.finalize().iter().take(16).fold(0_u128, |number, byte| number << 8 | u128::from(*byte))
 }
 
 enum Awaited {

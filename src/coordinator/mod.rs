@@ -33,6 +33,7 @@ pub mod listing;
 pub mod lock_id;
 pub mod observer;
 pub mod question;
+pub mod session;
 mod standing;
 pub mod waiting;
 mod wake;
@@ -76,6 +77,7 @@ pub struct Coordinator {
     waiting: WaitingRoom,
     channels: Channels,
     watches: Watches,
+    sessions: session::Sessions,
     /// Places for those who make lists.
     lists: Semaphore,
     /// Requests under way, and those of them that count for the bound.
@@ -128,6 +130,7 @@ impl Coordinator {
             waiting,
             channels,
             watches: Watches::default(),
+            sessions: session::Sessions::new(env.now()),
             settings,
             links,
             counter,
@@ -259,7 +262,8 @@ impl Coordinator {
     pub fn observe(&self) {
         // Both are at most MAX_NODES.
         let margin = self.voting() as i64 - self.settings.quorum.size() as i64;
-        self.metrics.observe(margin, self.tasks.len());
+        // Those of sessions stand for as long as their clients do.
+        self.metrics.observe(margin, self.tasks.len().saturating_sub(self.sessions.count()));
         for (node, link) in self.links.iter().enumerate() {
             let clock = link.status().clock;
             self.metrics.node(node).clock(clock.offset, clock.rate);

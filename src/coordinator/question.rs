@@ -2,6 +2,7 @@
 //! wakes whoever asked, where the reply that decides arrives.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::engine::fencing::Token;
-use crate::engine::lease::{LockName, LockValue, Owner, Ttl};
+use crate::engine::lease::{LockName, LockValue, Owner, RequestKey, Ttl};
 use crate::engine::line::Next;
 use crate::engine::quorum::NodeIndex;
 use crate::engine::reply::{Reply, Stored};
@@ -19,6 +20,7 @@ use crate::metrics::{LossReason, RenewalOutcome};
 use crate::node::mailbox::{Nobody, ReplyTo};
 use crate::node::{Channel, Heard, Key, NodeTime, Op};
 
+use super::attempt::digest;
 use super::lock_id::LockId;
 use super::waiting::{Tidings, Waiter};
 use super::{Coordinator, NoQuorum, attempt, waiting};
@@ -41,6 +43,16 @@ pub struct Lease {
     pub validity: Option<Validity>,
     /// From the receipt of the request to the same instant.
     pub served_for: Duration,
+}
+
+/// A lease that is to go on as another one.
+pub struct Adoption {
+    /// As it has been known.
+    pub old: LockId,
+    /// As it shall be known: the same name and token.
+    pub new: LockId,
+    /// How long it shall last from now on.
+    pub ttl: Ttl,
 }
 
 /// Who holds a name.
@@ -362,7 +374,39 @@ impl Coordinator {
 
     /// Lets the TTL of a lease count from now.
     pub async fn renew(self: &Arc<Self>, id: &LockId, ttl: Ttl, received: Instant) -> Result<Lease, NoQuorum> {
-        let started = self.env.now();
+        let key = self.key(&id.name);
+        let op = || Op::Renew { key: key.clone(), value: id.value.clone(), ttl };
+        self.prolong(id, ttl, received, self.turns(id), op).await
+    }
+
+    /// Lets a lease go on as another one: what is done with the lock id that it had has no effect any more. Nothing is deleted
+    /// if that fails: its holder keeps the validity that it had.
+    pub async fn adopt(self: &Arc<Self>, adoption: &Adoption, received: Instant) -> Result<Lease, NoQuorum> {
+        let Adoption { old, new, ttl } = adoption;
+        let key = self.key(&new.name);
+        let op = || Op::Adopt { key: key.clone(), old: old.value.clone(), new: new.value.clone(), ttl: *ttl };
+        self.prolong(new, *ttl, received, self.turns(old), op).await
+    }
+
+    /// What a lease shall be known by from now on. A retry has a higher `attempt`.
+    pub fn adoption(&self, old: LockId, ttl: Ttl, attempt: u32) -> Adoption {
+        let request =
+            RequestKey { request: adoptions_of(&old.value), attempt, try_number: self.tries.fetch_add(1, Ordering::Relaxed) };
+        let owner = LockValue::public_label(old.value.as_str().as_bytes());
+        let value = LockValue::new(self.env.secret(), Some(request), owner.as_ref());
+        Adoption { new: LockId { value, ..old.clone() }, old, ttl }
+    }
+
+    /// Has an operation on every node make the lease `id` last for `ttl` from now. Succeeds with a quorum that held it.
+    async fn prolong(
+        self: &Arc<Self>,
+        id: &LockId,
+        ttl: Ttl,
+        received: Instant,
+        turns: u32,
+        op: impl Fn() -> Op,
+    ) -> Result<Lease, NoQuorum> {
+        let (started, sleeps) = (self.env.now(), self.sleeps());
         let key = self.key(&id.name);
         self.renewals.begin(&id.value);
         let renewal = Arc::new(Renewal {
@@ -374,8 +418,15 @@ impl Coordinator {
             ttl,
             posted: started,
         });
-        self.ask(&renewal, started, || Op::Renew { key: key.clone(), value: id.value.clone(), ttl });
+        self.ask(&renewal, started, op);
         let verdict = renewal.question.answer().await;
+        if self.sleeps() != sleeps {
+            // Our clock stood still meanwhile: nobody knows for how long.
+            self.metrics.renewal(RenewalOutcome::NoQuorum);
+            let said =
+                self.links.iter().map(|_| "its answer does not count: this proxy's machine was suspended meanwhile".to_owned());
+            return Err(self.no_quorum(said.collect()));
+        }
         if verdict == Verdict::Unknown {
             self.metrics.renewal(RenewalOutcome::NoQuorum);
             return Err(self.no_quorum(renewal.question.with(|asked| asked.round.report())));
@@ -386,7 +437,6 @@ impl Coordinator {
         let lease = |held, validity| Lease { held, validity, served_for: now - received };
         if verdict == Verdict::Held && validity.is_some() {
             renewal.succeeded();
-            let turns = self.turns(id);
             let ends = started + ttl.as_duration();
             // After a release nobody may be told that it is held.
             self.renewals.unless_released(&id.value, || self.ledger.note(id, started, ends, turns));
@@ -398,8 +448,10 @@ impl Coordinator {
         }
         self.ledger.forget(id);
         self.metrics.renewal(RenewalOutcome::Lost);
+        let adopted = renewal.question.with(|asked| asked.round.found(|value| is_adoption_of(&id.value, value)));
         self.metrics.lease_lost(match verdict {
             Verdict::Held => LossReason::TooLate,
+            Verdict::NotHeld | Verdict::Unknown if adopted => LossReason::Adopted,
             Verdict::NotHeld | Verdict::Unknown => LossReason::NotHeldByQuorum,
         });
         let left_ms = renewal.question.with(|asked| asked.round.left_ms(ttl.as_millis()));
@@ -449,6 +501,15 @@ impl Coordinator {
             .with(|asked| asked.round.replies().enumerate().map(|(node, r)| vote(r, by.contains(&node))).collect::<Vec<_>>());
         Ok(Holding { held, votes: self.addresses().cloned().zip(votes).collect() })
     }
+}
+
+/// What the values have in common that take the place of one.
+fn adoptions_of(value: &LockValue) -> u128 {
+    digest([b"adopt", value.as_str().as_bytes()])
+}
+
+fn is_adoption_of(old: &LockValue, value: &[u8]) -> bool {
+    std::str::from_utf8(value).ok().and_then(LockValue::parse).is_some_and(|value| value.is_of(adoptions_of(old)))
 }
 
 fn vote(reply: &Reply, holder: bool) -> Vote {

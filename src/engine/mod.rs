@@ -18,6 +18,8 @@
 //! 7. A node votes only while its marker names the process that it is, and while its clock runs ([`membership`], [`clock`]).
 //! 8. A quorum stands at a token before it is handed out: at the number itself, or at a ceiling above it ([`fencing`]).
 //! 9. A list leaves out only names that no quorum can hold, whatever the nodes hold that were not heard ([`listing`]).
+//! 10. A session's lease is renewed until a TTL after its client was heard of, and no longer; its loss is told before its
+//!     validity ends ([`tenure`]).
 
 pub mod backoff;
 pub mod clock;
@@ -30,4 +32,5 @@ pub mod preflight;
 pub mod quorum;
 pub mod reply;
 pub mod round;
+pub mod tenure;
 pub mod validity;

@@ -357,6 +357,15 @@ impl LeaseRound {
         self.quorum.reached_by_quorum(left.collect())
     }
 
+    /// Whether a node holds another value, one that fits.
+    pub fn found(&self, fits: impl Fn(&[u8]) -> bool) -> bool {
+        let other = |reply: &Option<Reply>| match reply {
+            Some(Reply::Other(stored)) => stored.value.as_deref().is_some_and(&fits),
+            _ => false,
+        };
+        self.replies.iter().any(other)
+    }
+
     /// Whether `node` has lost the key: after a successful renewal it gets it back.
     pub fn lost_the_key(&self, node: NodeIndex) -> bool {
         matches!(self.replies[node], Some(Reply::Absent))

@@ -175,7 +175,8 @@ fn min_validity(field: Option<ProtoDuration>, ttl: Ttl) -> Result<u64, BadField>
     Ok(ms)
 }
 
-fn duration(field: &'static str, duration: ProtoDuration) -> Result<Duration, BadField> {
+/// 0 or more.
+pub fn duration(field: &'static str, duration: ProtoDuration) -> Result<Duration, BadField> {
     let (seconds, nanos) = (duration.seconds, duration.nanos);
     Duration::try_from(duration)
         .map_err(|_| bad(field, format!("is {seconds} s and {nanos} ns; a duration of 0 or more is expected")))
@@ -210,10 +211,15 @@ fn request(message: &proto::AcquireRequest) -> Result<Option<(Vec<u8>, u32)>, Ba
             format!("has {} bytes; 16 random bytes, or the text of a UUID, up to 64 are expected", id.len()),
         ));
     }
-    match attempt {
-        0 => Ok(Some((id.to_vec(), 1))),
-        1..=0x7fff_ffff => Ok(Some((id.to_vec(), attempt))),
-        _ => Err(bad("attempt", format!("is {attempt}; 1 to 2147483647 is allowed"))),
+    Ok(Some((id.to_vec(), self::attempt(attempt)?)))
+}
+
+/// The number of a try.
+pub fn attempt(number: u32) -> Result<u32, BadField> {
+    match number {
+        0 => Ok(1),
+        1..=0x7fff_ffff => Ok(number),
+        _ => Err(bad("attempt", format!("is {number}; 1 to 2147483647 is allowed"))),
     }
 }
 
@@ -274,14 +280,12 @@ pub fn granted(grant: &Grant, validity: Validity, served_for: Duration) -> proto
 }
 
 /// The answer to whoever found the lock taken.
-pub fn contended(owner: Option<Owner>, retry_after: Duration, line: LineView) -> proto::AcquireResponse {
-    proto::AcquireResponse {
-        outcome: Some(proto::acquire_response::Outcome::Contended(proto::Contended {
-            owner: label(owner.as_ref()),
-            retry_after: Some(proto_duration(retry_after)),
-            place_in_line: count(line.before),
-            expected_wait: line.expected.map(proto_duration),
-        })),
+pub fn contended(owner: Option<Owner>, retry_after: Duration, line: LineView) -> proto::Contended {
+    proto::Contended {
+        owner: label(owner.as_ref()),
+        retry_after: Some(proto_duration(retry_after)),
+        place_in_line: count(line.before),
+        expected_wait: line.expected.map(proto_duration),
     }
 }
 
@@ -316,7 +320,7 @@ pub fn checked(lease: Lease, id: &LockId) -> proto::CheckResponse {
     };
     let fencing = match id.token.map(Token::get) {
         Some(token) => Fencing::FencingToken(token),
-        None => Fencing::NoToken(proto::NoToken { reason: "the lock was granted without one".to_owned() }),
+        None => Fencing::NoToken(granted_without_token()),
     };
     let held = proto::StillHeld {
         validity: Some(proto_duration(validity.as_duration())),
@@ -325,6 +329,11 @@ pub fn checked(lease: Lease, id: &LockId) -> proto::CheckResponse {
         fencing: Some(fencing),
     };
     proto::CheckResponse { outcome: Some(Outcome::Held(held)) }
+}
+
+/// Why there is no token in an answer about a lease.
+pub fn granted_without_token() -> proto::NoToken {
+    proto::NoToken { reason: "the lock was granted without one".to_owned() }
 }
 
 /// The answer to who holds a name.

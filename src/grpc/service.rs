@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::stream::{self, BoxStream};
 use tokio::time::Instant;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::coordinator::Coordinator;
 use crate::coordinator::attempt::AcquireFailure;
@@ -19,7 +19,9 @@ use crate::proto::operator_service_server::OperatorService;
 
 use super::convert;
 use super::delivery::Parcel;
-use super::status::{Failure, acquire_failure, deadline_exceeded, overloaded, too_many_watch};
+use super::ending::Ending;
+use super::session::{self, Responses, release_outcome};
+use super::status::{Failure, acquire_failure, deadline_exceeded, overloaded, too_many_sessions, too_many_watch};
 
 /// Serves both services of the contract.
 #[derive(Clone)]
@@ -89,7 +91,9 @@ impl Service {
         let grant = match self.coordinator.acquire(spec).await {
             Ok(grant) => grant,
             Err(AcquireFailure::Contended { owner, retry_after, line, .. }) => {
-                return Ok((Response::new(convert::contended(owner, retry_after, line)), Outcome::Contended));
+                let contended = convert::contended(owner, retry_after, line);
+                let outcome = Some(proto::acquire_response::Outcome::Contended(contended));
+                return Ok((Response::new(proto::AcquireResponse { outcome }), Outcome::Contended));
             }
             Err(failure) => return Err(acquire_failure(failure)),
         };
@@ -112,11 +116,13 @@ struct Times {
     deadline: Option<Instant>,
 }
 
-struct Counted {
+/// A request that is counted when it is over.
+pub struct Counted {
     coordinator: Arc<Coordinator>,
     rpc: Rpc,
     received: Instant,
-    outcome: Outcome,
+    /// How it ended.
+    pub outcome: Outcome,
 }
 
 impl Drop for Counted {
@@ -153,6 +159,7 @@ impl Watching {
 #[tonic::async_trait]
 impl LockService for Service {
     type WatchStream = BoxStream<'static, Result<proto::WatchResponse, Status>>;
+    type SessionStream = Responses;
 
     async fn acquire(&self, request: Request<proto::AcquireRequest>) -> Result<Response<proto::AcquireResponse>, Status> {
         let waits = request.get_ref().wait.is_some_and(|wait| wait.seconds > 0 || wait.nanos > 0);
@@ -162,10 +169,9 @@ impl LockService for Service {
     async fn release(&self, request: Request<proto::ReleaseRequest>) -> Result<Response<proto::ReleaseResponse>, Status> {
         let answer = self.serve(Rpc::Release, request, async |message, _| {
             let id = convert::lock_id(&message.lock_id)?;
-            Ok(match self.coordinator.release(&id).await? {
-                Released::Released => (proto::ReleaseOutcome::Released, Outcome::Released),
-                Released::NotHeld => (proto::ReleaseOutcome::NotHeld, Outcome::NotHeld),
-            })
+            let released = self.coordinator.release(&id).await?;
+            let outcome = if released == Released::Released { Outcome::Released } else { Outcome::NotHeld };
+            Ok((release_outcome(released), outcome))
         });
         Ok(Response::new(proto::ReleaseResponse { outcome: answer.await?.into() }))
     }
@@ -224,6 +230,22 @@ impl LockService for Service {
                 Err(failure.status)
             }
         }
+    }
+
+    async fn session(&self, request: Request<Streaming<proto::SessionRequest>>) -> Result<Response<Responses>, Status> {
+        let (coordinator, received) = (self.coordinator.clone(), self.coordinator.now());
+        let deadline = convert::deadline(request.metadata(), received);
+        let ending = request.extensions().get::<Ending>().cloned();
+        let inbox = session::inbound(request.into_inner(), ending, self.ttls, coordinator.clone());
+        let outcome = Outcome::Cancelled;
+        let mut counted = Counted { coordinator: coordinator.clone(), rpc: Rpc::Session, received, outcome };
+        let Some(outbox) = coordinator.open_session(inbox) else {
+            let failure = too_many_sessions();
+            counted.outcome = failure.outcome;
+            return Err(failure.status);
+        };
+        let deadline = Box::pin(async move { coordinator.deadline(deadline).await });
+        Ok(Response::new(Responses::new(outbox, deadline, counted)))
     }
 }
 

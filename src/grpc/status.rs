@@ -8,6 +8,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::coordinator::attempt::AcquireFailure;
 use crate::coordinator::listing::{ListFailure, MAX_LISTS};
+use crate::coordinator::session::MAX_SESSIONS;
 use crate::coordinator::watch::MAX_WATCHES;
 use crate::coordinator::{NoQuorum, NodeWord};
 use crate::engine::line::Full;
@@ -23,8 +24,13 @@ pub fn too_many_watch() -> Failure {
     exhausted(format!("{MAX_WATCHES} watch locks at this proxy"), RETRY_AFTER)
 }
 
+/// Too many sessions.
+pub fn too_many_sessions() -> Failure {
+    exhausted(format!("{MAX_SESSIONS} sessions stand at this proxy"), RETRY_AFTER)
+}
+
 /// When a failed request may be sent again.
-const RETRY_AFTER: Duration = Duration::from_millis(100);
+pub const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// The same for a list: each takes some time.
 const RETRY_LIST_AFTER: Duration = Duration::from_secs(1);
@@ -123,7 +129,8 @@ fn line_full(full: Full) -> Failure {
     exhausted(message, expected.unwrap_or_default().max(RETRY_AFTER))
 }
 
-fn exhausted(message: String, retry_after: Duration) -> Failure {
+/// Too many of something.
+pub fn exhausted(message: String, retry_after: Duration) -> Failure {
     let mut details = ErrorDetails::new();
     details.set_retry_info(Some(retry_after));
     let status = Status::with_error_details(Code::ResourceExhausted, message, details);

@@ -621,8 +621,11 @@ impl Link {
                 *vote = Some(WhyKind::NoVote(standing.clone()));
             }
             // Where the marker does not know of our longest lease, a renewal must not outlast what it knows of.
-            if let (Op::Renew { .. }, Reply::Held { .. }, Some(standing @ (Standing::Foreign(_) | Standing::Raising))) =
-                (&entry.op, &reply, &no_vote)
+            if let (
+                Op::Renew { .. } | Op::Adopt { .. },
+                Reply::Held { .. },
+                Some(standing @ (Standing::Foreign(_) | Standing::Raising)),
+            ) = (&entry.op, &reply, &no_vote)
             {
                 reply = Reply::Unknown(Why { kind: WhyKind::NoVote(standing.clone()), may_have_landed: true });
             }

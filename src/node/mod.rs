@@ -181,6 +181,17 @@ pub enum Op {
         /// From now.
         ttl: Ttl,
     },
+    /// Let the lease of one value go on as another's.
+    Adopt {
+        /// Where.
+        key: Key,
+        /// What the lease has been known by.
+        old: LockValue,
+        /// What it is to be known by.
+        new: LockValue,
+        /// From now.
+        ttl: Ttl,
+    },
     /// Put our value back where it is missing.
     Repair {
         /// Where.
@@ -271,6 +282,7 @@ impl Op {
             | Self::HandOver { key, .. }
             | Self::Release { key, .. }
             | Self::Renew { key, .. }
+            | Self::Adopt { key, .. }
             | Self::Repair { key, .. }
             | Self::Check { key, .. }
             | Self::Inspect { key }
@@ -306,7 +318,7 @@ impl Op {
     /// The values that have to be as they were when this was posted: a release of them must not be sent before.
     pub fn goes_before_release_of(&self) -> impl Iterator<Item = &LockValue> {
         let (one, other) = match self {
-            Self::HandOver { old, new, .. } => (Some(new), Some(old)),
+            Self::HandOver { old, new, .. } | Self::Adopt { old, new, .. } => (Some(new), Some(old)),
             Self::Acquire { value, .. }
             | Self::Repair { value, .. }
             | Self::Renew { value, .. }

@@ -29,6 +29,7 @@ const TEXT: &str = concat!(
     include_str!("../../lua/ceiling.lua"),
     include_str!("../../lua/buckets.lua"),
     include_str!("../../lua/handover.lua"),
+    include_str!("../../lua/adopt.lua"),
     include_str!("../../lua/batch_end.lua"),
 );
 
@@ -82,6 +83,7 @@ fn letter(op: &Op) -> &'static str {
         Op::Release { wake: None, .. } => "R",
         Op::Release { wake: Some(_), .. } => "W",
         Op::Renew { .. } => "N",
+        Op::Adopt { .. } => "D",
         Op::Repair { .. } => "H",
         Op::Check { .. } | Op::Inspect { .. } => "I",
         Op::Scan { .. } => "K",
@@ -102,6 +104,9 @@ fn encode_one<'a>(op: &'a Op, args: &mut Vec<Arg<'a>>) {
         }
         Op::Acquire { value, ttl, bucket: Some(bucket), .. } => {
             args.extend([Text(value.as_str()), Number(ttl.as_millis()), Number(u64::from(*bucket))]);
+        }
+        Op::Adopt { old, new, ttl, .. } => {
+            args.extend([Text(new.as_str()), Number(ttl.as_millis()), Text(old.as_str())]);
         }
         Op::HandOver { old, new, ttl, bucket, .. } => {
             args.extend([Text(new.as_str()), Number(ttl.as_millis())]);

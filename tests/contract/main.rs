@@ -74,6 +74,10 @@ fn renew(key: &str, value: &LockValue, ttl: Ttl) -> Op {
     Op::Renew { key: key.into(), value: value.clone(), ttl }
 }
 
+fn adopt(key: &str, old: &LockValue, new: &LockValue, ttl: Ttl) -> Op {
+    Op::Adopt { key: key.into(), old: old.clone(), new: new.clone(), ttl }
+}
+
 fn repair(key: &str, value: &LockValue, ends_at: NodeTime) -> Op {
     Op::Repair { key: key.into(), value: value.clone(), ends_at }
 }

@@ -173,6 +173,44 @@ async fn a_key_of_ours_without_an_end_keeps_having_none() {
 }
 
 #[tokio::test]
+async fn an_adoption_takes_the_place_of_the_value_that_it_names_and_never_shortens_its_time() {
+    on_every_node(async |node| {
+        let (old, new) = (value(1), of_request(7, 1, 1));
+        assert_eq!(node.one(adopt(KEY, &old, &new, LONG)).await, Reply::Absent, "what is missing is not adopted");
+        assert_eq!(node.backstage.keys(), []);
+        assert_eq!(node.one(acquire(KEY, &old, LONG)).await, Reply::Yes);
+        is_held(&node.one(adopt(KEY, &old, &new, ttl(HALF))).await, Some(LONG_MS));
+        is_held(&node.one(check(KEY, &new)).await, Some(LONG_MS));
+        // What is done by the old name has no effect.
+        assert_eq!(node.one(release(KEY, &old)).await, Reply::Absent);
+        is_other(&node.one(renew(KEY, &old, LONG)).await, Some(new.as_str().as_bytes()), Some(LONG_MS));
+        assert_eq!(node.one(release(KEY, &new)).await, Reply::Yes);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_adoption_lets_the_time_count_from_now_and_replaces_its_own_lower_attempts_only() {
+    on_every_node(async |node| {
+        let (old, first, second) = (value(1), of_request(7, 1, 1), of_request(7, 2, 2));
+        assert_eq!(node.one(acquire(KEY, &old, ttl(HALF))).await, Reply::Yes);
+        is_held(&node.one(adopt(KEY, &old, &first, LONG)).await, Some(HALF));
+        is_held(&node.one(adopt(KEY, &old, &second, LONG)).await, Some(LONG_MS));
+        let stands = |reply: &Reply| is_other(reply, Some(second.as_str().as_bytes()), Some(LONG_MS));
+        stands(&node.one(adopt(KEY, &old, &first, LONG)).await);
+        stands(&node.one(adopt(KEY, &old, &second, LONG)).await);
+        stands(&node.one(adopt(KEY, &old, &of_request(8, 9, 9), LONG)).await);
+        for bytes in FOREIGN {
+            node.backstage.put(KEY, bytes, Some(HALF));
+            is_other(&node.one(adopt(KEY, &old, &second, LONG)).await, Some(bytes), Some(HALF));
+        }
+        node.backstage.put_list(KEY);
+        is_other(&node.one(adopt(KEY, &old, &second, LONG)).await, None, None);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_repair_puts_a_missing_value_back_until_its_end() {
     on_every_node(async |node| {
         let ours = value(1);

@@ -65,7 +65,8 @@ impl Chance {
             0 | 1 => acquire(key, &value, ttl(ttl_ms)),
             // A counter that is missing starts at the server's own time.
             2 => release(KEYS[self.0.random_range(0..3)], &value),
-            3 => renew(key, &value, ttl(ttl_ms)),
+            3 if self.one_in(2) => renew(key, &value, ttl(ttl_ms)),
+            3 => adopt(key, &value, &self.value(), ttl(ttl_ms)),
             4 if self.one_in(4) => repair(key, &value, NodeTime { micros: now.micros - STEP_MS * 1_000 }),
             4 => repair(key, &value, now.plus_millis(ttl_ms)),
             5 if self.one_in(2) => hand_over(key, &value, &self.value(), ttl(ttl_ms)),

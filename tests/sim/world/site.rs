@@ -203,6 +203,7 @@ fn shown(batch: &[Op], outcome: &Result<Replies, WireError>) -> String {
             Op::HandOver { old, new, ttl, .. } => (format!("hand over {}ms {}", ttl.as_millis(), old.as_str()), new.as_str()),
             Op::Release { value, .. } => ("release".to_owned(), value.as_str()),
             Op::Renew { value, ttl, .. } => (format!("renew {}ms", ttl.as_millis()), value.as_str()),
+            Op::Adopt { old, new, ttl, .. } => (format!("adopt {}ms {}", ttl.as_millis(), old.as_str()), new.as_str()),
             Op::Repair { value, .. } => ("repair".to_owned(), value.as_str()),
             Op::Check { value, .. } => ("check".to_owned(), value.as_str()),
             Op::Inspect { .. } => ("inspect".to_owned(), ""),

@@ -1,0 +1,318 @@
+//! What a session's task and the reader of its stream share: the leases, and what has not been read yet. Whatever is told of a
+//! lease is computed when it is read, so that nothing grows old in a queue, and a lease is queued once, however often it is renewed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::coordinator::Coordinator;
+use crate::coordinator::attempt::{AcquireFailure, Grant};
+use crate::coordinator::lock_id::LockId;
+use crate::coordinator::question::Released;
+use crate::coordinator::waiting::LineView;
+use crate::engine::lease::{Owner, Ttl};
+use crate::engine::reply::WhyKind;
+use crate::engine::tenure::{Hindrance, Tenure};
+use crate::engine::validity::{self, Spent, Validity};
+
+use super::{Failure, LeaseNumber, Seq};
+
+/// A message for the client.
+#[derive(Debug)]
+pub struct Told {
+    /// The newest message that had been received.
+    pub acked: Seq,
+    /// Since when.
+    pub since: Duration,
+    /// What.
+    pub what: What,
+}
+
+/// What a client is told.
+#[derive(Debug)]
+pub enum What {
+    /// The session stands.
+    Opened {
+        /// To come back with.
+        session_id: Option<String>,
+        /// Whether it is the one that was asked for.
+        resumed: bool,
+        /// Its leases.
+        leases: Vec<LeaseView>,
+    },
+    /// A lease.
+    Granted(LeaseView),
+    /// Somebody else has the lock.
+    Contended {
+        /// Which acquire.
+        acquire: Seq,
+        /// The holder's label.
+        owner: Option<Owner>,
+        /// When it may be free.
+        retry_after: Duration,
+        /// Those who wait for it.
+        line: LineView,
+    },
+    /// A lease goes on.
+    Renewed(LeaseNumber, Validity),
+    /// It may not.
+    AtRisk(LeaseNumber, Option<Validity>, String),
+    /// It does not.
+    Lost(LeaseNumber, Option<Validity>, Hindrance, String),
+    /// It was given back.
+    Released(LeaseNumber, Released),
+    /// A message could not be carried out.
+    Failed(Seq, Failure),
+    /// This proxy is shutting down.
+    Draining,
+}
+
+/// A lease, for its holder.
+#[derive(Debug)]
+pub struct LeaseView {
+    /// Its number.
+    pub lease: LeaseNumber,
+    /// A secret.
+    pub id: LockId,
+    /// Why there is no token.
+    pub no_token: Option<WhyKind>,
+    /// What is left of it.
+    pub validity: Validity,
+}
+
+/// Why a session's stream ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The client closed it, and all has been released.
+    Closed,
+    /// This proxy is shutting down.
+    Draining,
+    /// The numbers of its messages do not rise.
+    Disorder {
+        /// The number.
+        seq: Seq,
+        /// The one before.
+        after: Seq,
+    },
+    /// It goes on on another stream.
+    Resumed,
+}
+
+/// A lease of a session.
+pub(super) struct Kept {
+    pub id: LockId,
+    pub no_token: Option<WhyKind>,
+    pub tenure: Tenure,
+    /// How often our machine had slept when it was granted or renewed.
+    pub sleeps: u64,
+    /// Until its client has been told of it.
+    pub grant: Option<Grant>,
+    /// Its client is to be told that it was renewed, and has not been yet.
+    pub is_queued: bool,
+    /// When something may be due for it.
+    pub looks: Option<Instant>,
+}
+
+/// Something to tell; of a lease, only that there is something.
+pub(super) enum Note {
+    Opened { session_id: Option<String>, resumed: bool },
+    Granted(LeaseNumber),
+    Renewed(LeaseNumber),
+    AtRisk(LeaseNumber, String),
+    Lost { lease: LeaseNumber, started: Instant, left_ms: u64, reason: Hindrance, detail: String },
+    Other(What),
+}
+
+/// See the module.
+pub(super) struct Desk {
+    coordinator: Arc<Coordinator>,
+    state: Mutex<DeskState>,
+    /// The reader has gone, or there is room again.
+    changed: Notify,
+}
+
+pub(super) struct DeskState {
+    pub leases: BTreeMap<LeaseNumber, Kept>,
+    pub notes: VecDeque<Note>,
+    pub acked: (Seq, Instant),
+    pub reader_is_gone: bool,
+    reader: Option<Waker>,
+    end: Option<End>,
+}
+
+/// With more to read than that, nothing more is taken from the client.
+pub(super) const UNREAD: usize = 1_024;
+
+impl Desk {
+    pub fn new(coordinator: &Arc<Coordinator>) -> Arc<Self> {
+        let now = coordinator.now();
+        let state = DeskState {
+            leases: BTreeMap::new(),
+            notes: VecDeque::new(),
+            acked: (0, now),
+            reader_is_gone: false,
+            reader: None,
+            end: None,
+        };
+        Arc::new(Self { coordinator: coordinator.clone(), state: Mutex::new(state), changed: Notify::new() })
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, DeskState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends when the reader has gone, or there is room again.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Has the reader read.
+    pub fn tell(&self, note: Note) {
+        let reader = {
+            let state = &mut *self.state();
+            state.notes.push_back(note);
+            state.reader.take()
+        };
+        reader.into_iter().for_each(Waker::wake);
+    }
+
+    /// A lease has been renewed.
+    pub fn tell_renewed(&self, lease: LeaseNumber) {
+        let is_new = self.state().leases.get_mut(&lease).is_some_and(|kept| !std::mem::replace(&mut kept.is_queued, true));
+        if is_new {
+            self.tell(Note::Renewed(lease));
+        }
+    }
+
+    /// Nothing comes after what is there.
+    pub fn end(&self, end: End) {
+        let reader = {
+            let state = &mut *self.state();
+            state.end.get_or_insert(end);
+            state.reader.take()
+        };
+        reader.into_iter().for_each(Waker::wake);
+    }
+
+    fn poll(&self, context: &Context<'_>) -> Poll<Option<Result<Told, End>>> {
+        loop {
+            let (note, has_room) = {
+                let state = &mut *self.state();
+                match (state.notes.pop_front(), state.end) {
+                    (Some(note), _) => (note, state.notes.len() + 1 == UNREAD),
+                    (None, Some(End::Closed)) => return Poll::Ready(None),
+                    (None, Some(end)) => return Poll::Ready(Some(Err(end))),
+                    (None, None) => {
+                        state.reader = Some(context.waker().clone());
+                        return Poll::Pending;
+                    }
+                }
+            };
+            if has_room {
+                self.changed.notify_one();
+            }
+            if let Some(told) = self.read(note) {
+                return Poll::Ready(Some(Ok(told)));
+            }
+        }
+    }
+
+    /// What there is to say now. `None` if it is no longer true.
+    fn read(&self, note: Note) -> Option<Told> {
+        let (acked, received) = self.state().acked;
+        let now = self.coordinator.now();
+        let what = match note {
+            Note::Other(what) => what,
+            Note::Opened { session_id, resumed } => What::Opened { session_id, resumed, leases: self.views(received, now) },
+            Note::Granted(lease) => self.deliver(lease, received, now)?,
+            Note::Renewed(lease) => {
+                let state = &mut *self.state();
+                let kept = state.leases.get_mut(&lease)?;
+                kept.is_queued = false;
+                What::Renewed(lease, self.validity(kept, received, now)?)
+            }
+            Note::AtRisk(lease, detail) => {
+                let validity = self.validity(self.state().leases.get(&lease)?, received, now);
+                What::AtRisk(lease, validity, detail)
+            }
+            Note::Lost { lease, started, left_ms, reason, detail } => {
+                let spent = Spent::between(received, started, now);
+                What::Lost(lease, validity::remaining(left_ms, spent, self.coordinator.settings.drift), reason, detail)
+            }
+        };
+        Some(Told { acked, since: now.saturating_duration_since(received), what })
+    }
+
+    /// What is left of a lease for a client that counts from when it sent what came at `received`.
+    fn validity(&self, kept: &Kept, received: Instant, now: Instant) -> Option<Validity> {
+        // Our clock stood still since: nobody knows for how long. It is being renewed.
+        if kept.sleeps != self.coordinator.sleeps() {
+            return None;
+        }
+        let started = self.coordinator.sessions.instant(kept.tenure.started());
+        let spent = Spent::between(received, started, now);
+        validity::validity(kept.tenure.lasts(), spent, self.coordinator.settings.drift)
+    }
+
+    fn views(&self, received: Instant, now: Instant) -> Vec<LeaseView> {
+        let state = self.state();
+        let view = |(lease, kept): (&LeaseNumber, &Kept)| self.view(*lease, kept, received, now);
+        state.leases.iter().filter_map(view).collect()
+    }
+
+    fn view(&self, lease: LeaseNumber, kept: &Kept, received: Instant, now: Instant) -> Option<LeaseView> {
+        let validity = self.validity(kept, received, now)?;
+        Some(LeaseView { lease, id: kept.id.clone(), no_token: kept.no_token.clone(), validity })
+    }
+
+    /// From now on the lease is the client's, if there is enough of it left.
+    fn deliver(&self, lease: LeaseNumber, received: Instant, now: Instant) -> Option<What> {
+        let (view, grant, ttl) = {
+            let state = &mut *self.state();
+            let kept = state.leases.get_mut(&lease)?;
+            let (grant, ttl) = (kept.grant.take(), kept.tenure.ttl());
+            let is_enough = grant.as_ref().is_none_or(|grant| grant.answer().is_some());
+            let view = self.view(lease, kept, received, now).filter(|_| is_enough);
+            if view.is_none() {
+                state.leases.remove(&lease);
+            }
+            (view, grant, ttl)
+        };
+        match (view, grant) {
+            (Some(view), grant) => {
+                if let Some(grant) = grant {
+                    grant.delivered();
+                }
+                Some(What::Granted(view))
+            }
+            (None, grant) => Some(What::Failed(lease, too_late(grant, ttl, now))),
+        }
+    }
+}
+
+/// A grant that nobody can use is released.
+fn too_late(grant: Option<Grant>, ttl: Ttl, now: Instant) -> Failure {
+    let elapsed = grant.map_or(ttl.as_duration(), |grant| now.saturating_duration_since(grant.started()));
+    Failure::Acquire(AcquireFailure::TooLate { elapsed, ttl })
+}
+
+/// The reading end of a session.
+pub struct Outbox(pub(super) Arc<Desk>);
+
+impl Outbox {
+    /// The next message; `None` after an orderly end.
+    pub fn poll_next(&mut self, context: &Context<'_>) -> Poll<Option<Result<Told, End>>> {
+        self.0.poll(context)
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.0.state().reader_is_gone = true;
+        self.0.changed.notify_one();
+    }
+}

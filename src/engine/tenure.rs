@@ -1,0 +1,311 @@
+//! A lease that the proxy keeps for a session (protocol section 8): when to renew it and for how long, when to say that it is at
+//! risk, and when that it is lost. Instants are durations since the session began.
+
+use std::time::Duration;
+
+use super::lease::Ttl;
+use super::validity::DriftFactor;
+
+/// A lease is renewed when this part of its TTL is over.
+const RENEWED_AFTER: u32 = 3;
+
+/// Between tries to renew it: this part of its TTL.
+const TRIED_AGAIN_AFTER: u32 = 12;
+
+/// It is told as lost when only this part of its last validity is left: the word has a way to go.
+const LAST_CALL: u32 = 8;
+
+/// What stands in the way of a renewal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hindrance {
+    /// A quorum of the nodes does not hold it (any more).
+    NotHeld,
+    /// Too few nodes answered, or too late.
+    NoQuorum,
+    /// Nothing was heard of the client.
+    NoKeepAlive,
+    /// It has been held for as long as it may be.
+    MaxHold,
+}
+
+/// What is to be done for a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Renew it for that long; then call [`Tenure::renewed`] or [`Tenure::not_renewed`].
+    Renew(Ttl),
+    /// Tell that it is at risk.
+    AtRisk(Hindrance),
+    /// Tell that it is lost, and do no more for it.
+    Lost(Hindrance),
+}
+
+/// One lease in time.
+///
+/// The laws: it is never renewed beyond a TTL after its client was heard of, nor beyond its longest hold; between any two
+/// successful renewals a risk is told at most once, and before a loss; a loss is told before the validity ends.
+#[derive(Clone, Debug)]
+pub struct Tenure {
+    ttl: Ttl,
+    hold_ends: Option<Duration>,
+    drift: DriftFactor,
+    /// When the operations began that it stands by, and for how long these made it last.
+    started: Duration,
+    lasts: Ttl,
+    hindrance: Hindrance,
+    is_being_renewed: bool,
+    risk_told: bool,
+    next_try: Duration,
+}
+
+impl Tenure {
+    /// A lease of `ttl` whose operations began at `started`, to be kept for `max_hold` from then on at most.
+    pub fn new(ttl: Ttl, started: Duration, max_hold: Option<Duration>, drift: DriftFactor) -> Self {
+        Self {
+            ttl,
+            hold_ends: max_hold.map(|hold| started + hold),
+            drift,
+            started,
+            lasts: ttl,
+            hindrance: Hindrance::NoQuorum,
+            is_being_renewed: false,
+            risk_told: false,
+            next_try: started + ttl.as_duration() / RENEWED_AFTER,
+        }
+    }
+
+    /// For how long a renewal shall make it last.
+    pub fn ttl(&self) -> Ttl {
+        self.ttl
+    }
+
+    /// When the operations began that it stands by.
+    pub fn started(&self) -> Duration {
+        self.started
+    }
+
+    /// For how long these made it last.
+    pub fn lasts(&self) -> Ttl {
+        self.lasts
+    }
+
+    /// What is to be done now. `heard`: when its client was last heard of. To be called again until nothing is.
+    pub fn due(&mut self, now: Duration, heard: Duration) -> Option<Due> {
+        if now >= self.last_call() {
+            return Some(Due::Lost(self.hindrance));
+        }
+        if !self.is_being_renewed && now >= self.next_try {
+            match self.useful(now, heard) {
+                Ok(ttl) => {
+                    self.is_being_renewed = true;
+                    return Some(Due::Renew(ttl));
+                }
+                Err(hindrance) => self.not_renewed(now, hindrance),
+            }
+        }
+        if !self.risk_told && now >= self.risk() {
+            self.risk_told = true;
+            return Some(Due::AtRisk(self.hindrance));
+        }
+        None
+    }
+
+    /// When something may be due next.
+    pub fn next(&self) -> Duration {
+        let mut next = self.last_call();
+        if !self.is_being_renewed {
+            next = next.min(self.next_try);
+        }
+        if self.risk_told { next } else { next.min(self.risk()) }
+    }
+
+    /// A renewal for `lasts` that began at `started` has succeeded.
+    pub fn renewed(&mut self, started: Duration, lasts: Ttl) {
+        (self.started, self.lasts) = (started, lasts);
+        (self.is_being_renewed, self.risk_told, self.hindrance) = (false, false, Hindrance::NoQuorum);
+        self.next_try = started + self.ttl.min(lasts).as_duration() / RENEWED_AFTER;
+    }
+
+    /// One has not, or was of no use.
+    pub fn not_renewed(&mut self, now: Duration, hindrance: Hindrance) {
+        (self.is_being_renewed, self.hindrance) = (false, hindrance);
+        self.next_try = now + (self.ttl.as_duration() / TRIED_AGAIN_AFTER).max(Duration::from_millis(1));
+    }
+
+    /// The client wants it renewed, from now on for `ttl`: for how long that may be, and whether it is already under way.
+    pub fn asked(&mut self, ttl: Option<Ttl>, now: Duration, heard: Duration) -> Result<Ttl, Hindrance> {
+        self.ttl = ttl.unwrap_or(self.ttl);
+        let ttl = self.longest(now, heard)?;
+        self.is_being_renewed = true;
+        Ok(ttl)
+    }
+
+    /// For how long a renewal may make it last, if that is more than it has.
+    fn useful(&self, now: Duration, heard: Duration) -> Result<Ttl, Hindrance> {
+        let ttl = self.longest(now, heard)?;
+        let is_longer = now + ttl.as_duration() > self.started + self.lasts.as_duration();
+        if is_longer { Ok(ttl) } else { Err(self.bound(heard).1) }
+    }
+
+    fn longest(&self, now: Duration, heard: Duration) -> Result<Ttl, Hindrance> {
+        let (end, hindrance) = self.bound(heard);
+        let left = end.saturating_sub(now).min(self.ttl.as_duration());
+        // At most the TTL: it fits.
+        Ttl::from_millis(left.as_millis() as u64, self.ttl).ok_or(hindrance)
+    }
+
+    /// Until when it may last at most, and why not for longer.
+    fn bound(&self, heard: Duration) -> (Duration, Hindrance) {
+        let unheard = heard + self.ttl.as_duration();
+        match self.hold_ends {
+            Some(end) if end < unheard => (end, Hindrance::MaxHold),
+            _ => (unheard, Hindrance::NoKeepAlive),
+        }
+    }
+
+    /// When the validity ends that its client knows of. The drift is that of a client that counts from one TTL before.
+    fn ends(&self) -> Duration {
+        let ms = self.lasts.as_millis();
+        self.started + Duration::from_millis(ms.saturating_sub(self.drift.drift_ms(2 * ms)))
+    }
+
+    fn validity(&self) -> Duration {
+        self.ends() - self.started
+    }
+
+    /// Half of the validity is over.
+    fn risk(&self) -> Duration {
+        self.ends() - self.validity() / 2
+    }
+
+    fn last_call(&self) -> Duration {
+        self.ends() - self.validity() / LAST_CALL
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ttl(ms: u64) -> Ttl {
+        Ttl::from_millis(ms, Ttl::LONGEST).unwrap()
+    }
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn tenure(max_hold: Option<Duration>) -> Tenure {
+        Tenure::new(ttl(9_000), ms(1_000), max_hold, DriftFactor::DEFAULT)
+    }
+
+    #[test]
+    fn it_is_renewed_when_a_third_of_its_ttl_is_over() {
+        let mut lease = tenure(None);
+        assert_eq!((lease.due(ms(3_999), ms(3_999)), lease.next()), (None, ms(4_000)));
+        assert_eq!(lease.due(ms(4_000), ms(4_000)), Some(Due::Renew(ttl(9_000))));
+        assert_eq!(lease.due(ms(4_001), ms(4_001)), None, "it is under way");
+        lease.renewed(ms(4_000), ttl(9_000));
+        assert_eq!(lease.next(), ms(7_000));
+    }
+
+    #[test]
+    fn a_renewal_that_fails_is_tried_again_until_the_lease_is_lost() {
+        let mut lease = tenure(None);
+        let mut told = Vec::new();
+        let mut now;
+        while told.last().is_none_or(|(_, due)| !matches!(due, Due::Lost(_))) {
+            now = lease.next();
+            while let Some(due) = lease.due(now, now) {
+                told.push((now, due));
+                match due {
+                    Due::Renew(_) => lease.not_renewed(now, Hindrance::NoQuorum),
+                    Due::AtRisk(_) => {}
+                    Due::Lost(_) => break,
+                }
+            }
+        }
+        // 9,000 - (ceil(18,000 * 0.002) + 2)
+        let (started, validity) = (1_000, 8_962);
+        let renewals = told.iter().filter(|(_, due)| matches!(due, Due::Renew(_))).count();
+        assert_eq!(renewals, 7, "{told:?}");
+        let others: Vec<_> = told.into_iter().filter(|(_, due)| !matches!(due, Due::Renew(_))).collect();
+        let at_risk = (ms(started + validity / 2), Due::AtRisk(Hindrance::NoQuorum));
+        assert_eq!(others[0], at_risk);
+        assert_eq!(others[1].1, Due::Lost(Hindrance::NoQuorum));
+        assert!(others[1].0 < ms(started + validity) && others.len() == 2);
+    }
+
+    #[test]
+    fn nothing_is_renewed_beyond_a_ttl_after_the_client_was_heard_of() {
+        let mut lease = tenure(None);
+        // Heard of two seconds ago: two seconds less.
+        assert_eq!(lease.due(ms(4_000), ms(2_000)), Some(Due::Renew(ttl(7_000))));
+        lease.renewed(ms(4_000), ttl(7_000));
+        // Not heard of since: there is nothing to be won.
+        assert_eq!(lease.due(ms(7_000), ms(2_000)), None);
+        assert_eq!(lease.due(ms(7_500), ms(2_000)), Some(Due::AtRisk(Hindrance::NoKeepAlive)));
+        assert_eq!(lease.due(ms(10_500), ms(2_000)), Some(Due::Lost(Hindrance::NoKeepAlive)));
+        assert_eq!(lease.due(ms(7_900), ms(7_900)), Some(Due::Renew(ttl(9_000))), "there it is again");
+    }
+
+    #[test]
+    fn nothing_is_renewed_beyond_its_longest_hold() {
+        let mut lease = tenure(Some(ms(10_000)));
+        assert_eq!(lease.due(ms(4_000), ms(4_000)), Some(Due::Renew(ttl(7_000))));
+        lease.renewed(ms(4_000), ttl(7_000));
+        assert_eq!(lease.due(ms(8_000), ms(8_000)), Some(Due::AtRisk(Hindrance::MaxHold)));
+        assert_eq!(lease.due(ms(10_900), ms(10_900)), Some(Due::Lost(Hindrance::MaxHold)));
+    }
+
+    #[test]
+    fn one_that_asks_is_not_told_of_a_shorter_bound_than_its_own() {
+        let mut lease = tenure(None);
+        assert_eq!(lease.asked(Some(ttl(20_000)), ms(1_500), ms(1_400)), Ok(ttl(19_900)));
+        assert_eq!(lease.ttl(), ttl(20_000));
+        assert_eq!(tenure(Some(ms(9_000))).asked(None, ms(9_995), ms(9_995)), Err(Hindrance::MaxHold));
+    }
+
+    proptest! {
+        /// Whatever becomes of the renewals and of the client.
+        #[test]
+        fn the_laws_hold(
+            ttl_ms in 10_u64..100_000, max_hold in proptest::option::of(10_u64..1_000_000),
+            steps in proptest::collection::vec((0_u64..5_000, any::<bool>(), any::<bool>(), 0_u64..200), 1..200),
+        ) {
+            let mut lease = Tenure::new(ttl(ttl_ms), ms(0), max_hold.map(ms), DriftFactor::DEFAULT);
+            let (mut now, mut heard, mut risks, mut renewed) = (ms(0), ms(0), 0, 0);
+            'life: for (jitter_us, hears, succeeds, takes) in steps {
+                now = lease.next().max(now) + Duration::from_micros(jitter_us.min(ttl_ms * 10));
+                heard = if hears { now } else { heard };
+                while let Some(due) = lease.due(now, heard) {
+                    match due {
+                        Due::Renew(lasts) => {
+                            prop_assert!(now + lasts.as_duration() <= heard + ms(ttl_ms), "beyond what was heard");
+                            prop_assert!(max_hold.is_none_or(|hold| now + lasts.as_duration() <= ms(hold)), "beyond its hold");
+                            let end = lease.ends();
+                            if succeeds {
+                                lease.renewed(now, lasts);
+                                prop_assert!(lease.ends() >= end.saturating_sub(ms(1)) || lease.lasts < ttl(ttl_ms));
+                                (risks, renewed) = (0, renewed + 1);
+                            } else {
+                                lease.not_renewed(now + ms(takes), Hindrance::NoQuorum);
+                            }
+                        }
+                        Due::AtRisk(_) => {
+                            risks += 1;
+                            prop_assert_eq!(risks, 1, "told twice");
+                        }
+                        Due::Lost(_) => {
+                            // As far as it was asked in time.
+                            prop_assert!(lease.last_call() < lease.ends() || ttl_ms < 16);
+                            break 'life;
+                        }
+                    }
+                }
+                prop_assert!(lease.next() > now, "it is asked again at once, for ever");
+            }
+            prop_assert!(renewed < 1_000);
+        }
+    }
+}

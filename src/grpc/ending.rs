@@ -1,0 +1,90 @@
+//! How a client's side of a stream ended. tonic reports a reset as it reports an orderly end, and for a session they are
+//! opposites: an orderly end releases everything, and after any other the client may still be using what it holds.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tonic::body::Body;
+use tower::{Layer, Service};
+
+/// The streams whose ends are told apart.
+const SESSIONS: &str = "/redlock.v1.LockService/Session";
+
+/// In a request's extensions.
+#[derive(Clone, Debug, Default)]
+pub struct Ending(Arc<AtomicBool>);
+
+impl Ending {
+    /// Whether the client has ended its side itself, and the stream was not reset since.
+    pub fn is_orderly(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Gives every session's request an [`Ending`].
+#[derive(Clone, Copy, Debug)]
+pub struct EndingLayer;
+
+impl<S> Layer<S> for EndingLayer {
+    type Service = WithEnding<S>;
+    fn layer(&self, inner: S) -> WithEnding<S> {
+        WithEnding { inner }
+    }
+}
+
+/// See [`EndingLayer`].
+#[derive(Clone, Debug)]
+pub struct WithEnding<S> {
+    inner: S,
+}
+
+impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for WithEnding<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: http::Request<Body>) -> S::Future {
+        if request.uri().path() == SESSIONS {
+            let ending = Ending::default();
+            request.extensions_mut().insert(ending.clone());
+            request = request.map(|body| Body::new(Watched { body, ending }));
+        }
+        self.inner.call(request)
+    }
+}
+
+/// A request body whose end is seen.
+struct Watched {
+    body: Body,
+    ending: Ending,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        // False after a reset, also one that hyper takes for an end.
+        if frame.is_none() && self.body.is_end_stream() {
+            self.ending.0.store(true, Ordering::Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
