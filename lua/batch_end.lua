@@ -1,5 +1,7 @@
--- The second half of batch.lua: runs the operations in the order in which they came, each under pcall, so that an error of
+-- The end of seldom.lua, and the second half of batch.lua: runs the operations in the order in which they came, each under pcall, so that an error of
 -- one (a full server, a forbidden command) spoils no other.
+
+end
 
 local keys, args = KEYS, ARGV
 local reply = call('TIME')
@@ -7,6 +9,7 @@ local reply = call('TIME')
 reply[3] = read(keys[1]) or ''
 local key, at = 1, 2
 while key < #keys do
+  if not operations[args[at]] then seldom() end
   local operation, count, width = operations[args[at]], args[at + 1], arity[args[at]]
   at = at + 2
   for _ = 1, count do

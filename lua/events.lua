@@ -4,19 +4,28 @@
 -- ARGV   none of its own
 -- Reply  none: whoever is not told learns of it when it looks
 --
--- While somebody listens to `redlockd:watchers`, which is asked once a call, what becomes of a key is published on
--- `redlockd:watch:{n}`, n from 0 to 255 by its bytes: what, an id of the lease (a hash of its secret), its time in ms, the owner's
--- label and the key, a line each.
+-- While somebody listens to `redlockd:watchers`, what becomes of a key is published on `redlockd:watch:{n}`, n from 0 to 255 by
+-- its bytes: what, an id of the lease (a hash of its secret), its time in ms, the owner's label and the key, a line each. Whoever
+-- listens to any `redlockd:wake:{n}` listens to `redlockd:waiters` too. Both are asked once a call: cheaper than to publish for nobody.
 -- In the script, because what is told has to be in the order in which it happened. Repeated, it is told again.
 
-local watched
+local watched, awaited
+
+local function ask_who_listens()
+  local told = try('PUBSUB', 'NUMSUB', 'redlockd:watchers', 'redlockd:waiters')
+  watched = type(told[2]) == 'number' and told[2] > 0
+  -- Whoever may not ask tells.
+  awaited = type(told[4]) ~= 'number' or told[4] > 0
+end
 
 local function is_watched()
-  if watched == nil then
-    local told = try('PUBSUB', 'NUMSUB', 'redlockd:watchers')
-    watched = type(told[2]) == 'number' and told[2] > 0
-  end
+  if watched == nil then ask_who_listens() end
   return watched
+end
+
+local function is_awaited()
+  if awaited == nil then ask_who_listens() end
+  return awaited
 end
 
 local function watch_channel(key)

@@ -5,7 +5,7 @@
 -- Reply  R: 1 deleted, 0 not ours
 --        W: {heard} deleted, and so many connections were told (-1: this user may not tell anybody); 0 not ours
 --
--- W publishes `who key` for the proxies where somebody waits. Whoever misses it looks again after a while, so that a user who
+-- W publishes `who key` for the proxies where somebody waits, if there are any: see events.lua. Whoever misses it looks again after a while, so that a user who
 -- may not publish costs others time, and nothing else.
 -- A script, because between a GET and a DEL the key may become somebody else's.
 -- Safe to repeat: the value is never used again.
@@ -21,6 +21,7 @@ end
 arity.W = 3
 operations.W = function(key, value, channel, sender)
   if operations.R(key, value) == 0 then return 0 end
+  if not is_awaited() then return {0} end
   local heard = try('PUBLISH', 'redlockd:wake:' .. channel, sender .. ' ' .. key)
   return {type(heard) == 'number' and heard or -1}
 end

@@ -143,9 +143,9 @@ async fn look_at(node: &RedisNode, config: &Config, charter: &Charter, votes: bo
     let mut refused = if is_node { try_out(&*connection, config, votes).await? } else { Vec::new() };
     // One refusal often is the reason of another.
     if is_node && votes && refused.is_empty() {
-        match is_told(node, &*connection, config).await {
-            Ok(true) => {}
-            Ok(false) => refused.push("PUBSUB NUMSUB or PUBLISH is refused: those who watch are told of nothing".to_owned()),
+        match untold(node, &*connection, config).await {
+            Ok(None) => {}
+            Ok(Some(problem)) => refused.push(problem.to_owned()),
             Err(why) => refused.push(format!("nothing can be told to those who wait or watch: {why}")),
         }
     }
@@ -183,28 +183,34 @@ async fn call(connection: &dyn Connection, batch: &[Op]) -> Result<Replies, Wire
     }
 }
 
-/// Whether somebody who watches is told of a lock that is taken.
-async fn is_told(node: &RedisNode, connection: &dyn Connection, config: &Config) -> Result<bool, WireError> {
+/// What those who wait or watch are not told of, if anything.
+async fn untold(node: &RedisNode, connection: &dyn Connection, config: &Config) -> Result<Option<&'static str>, WireError> {
     let (prefix, nonce) = (&*config.nodes.key_prefix, SystemEnv.secret());
     let (name, value) = (format!("redlockd:check:{nonce:032x}"), LockValue::new(nonce, None, None));
     let mut listener = node.listen().await?;
-    let channels = [Channel::Wake(0), Channel::Watch(channel_number(prefix, &name)), Channel::Watchers];
+    let watch = Channel::Watch(channel_number(prefix, &name));
+    let channels = [Channel::Wake(0), Channel::Waiters, watch, Channel::Watchers];
     listener.subscribe(&channels).await?;
     let key: Key = format!("{prefix}{name}").into();
     let ttl = Ttl::from_millis(1_000, Ttl::LONGEST).unwrap_or(Ttl::LONGEST);
     let acquire = Op::Acquire { key: key.clone(), value: value.clone(), ttl, bucket: None };
-    call(connection, &[acquire, Op::Release { key: key.clone(), value, wake: None }]).await?;
+    let wake = Some(WakeUp { channel: 0, sender: "check".into() });
+    let replies = call(connection, &[acquire, Op::Release { key: key.clone(), value, wake }]).await?.replies;
+    if let [_, Reply::Released { heard: None }] = replies[..] {
+        return Ok(Some("PUBLISH is refused: others who wait are not told of releases"));
+    }
     let told = async {
         loop {
             // Others may take locks meanwhile.
             match listener.next().await {
-                Ok(message) if Told::read(&message).is_some_and(|told| *told.key == *key) => return Ok(true),
+                Ok(message) if Told::read(&message).is_some_and(|told| *told.key == *key) => return Ok(None),
                 Ok(_) => {}
                 Err(why) => return Err(why),
             }
         }
     };
-    timeout(TOLD_WITHIN, told).await.unwrap_or(Ok(false))
+    let nothing = "PUBSUB NUMSUB is refused: those who watch are told of nothing";
+    timeout(TOLD_WITHIN, told).await.unwrap_or(Ok(Some(nothing)))
 }
 
 /// Does everything that a proxy does, to keys that nobody else uses and that end by themselves; what was refused.
@@ -215,10 +221,6 @@ async fn try_out(connection: &dyn Connection, config: &Config, votes: bool) -> R
     let ttl = Ttl::from_millis(1_000, Ttl::LONGEST).unwrap_or(Ttl::LONGEST);
     let acquire = |key: &str| Op::Acquire { key: key.into(), value: value.clone(), ttl, bucket: None };
     let release = |key: &str| Op::Release { key: key.into(), value: value.clone(), wake: None };
-    let release_and_tell = |key: &str| {
-        let wake = Some(WakeUp { channel: 0, sender: "check".into() });
-        Op::Release { key: key.into(), value: value.clone(), wake }
-    };
     let own = format!("redlockd:check:{nonce:032x}");
     let mut batch = vec![acquire(&own), release(&own)];
     if votes {
@@ -229,15 +231,12 @@ async fn try_out(connection: &dyn Connection, config: &Config, votes: bool) -> R
         // Refused by a value, it is asked how long the other one lasts.
         let other = Op::Acquire { key: lock.as_str().into(), value: LockValue::new(!nonce, None, None), ttl, bucket: None };
         let scan = Op::Scan { key: lock.as_str().into(), from: "0".into() };
-        batch.extend([acquire(&lock), renew, other, release_and_tell(&lock), scan]);
+        batch.extend([acquire(&lock), renew, other, release(&lock), scan]);
     }
     match call(connection, &batch).await {
         Ok(replies) => {
             let refused = |reply: Reply| match reply {
                 Reply::Unknown(why) => Some(why.kind.to_string()),
-                Reply::Released { heard: None } => {
-                    Some("PUBLISH is refused: others who wait are not told of releases".to_owned())
-                }
                 _ => None,
             };
             let mut refused: Vec<String> = replies.replies.into_iter().filter_map(refused).collect();

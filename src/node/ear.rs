@@ -59,11 +59,18 @@ impl Ear {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on a channel is wanted, or not any more.
+    /// From now on a channel is wanted, or not any more. With any channel for wake-ups comes the one without which nobody
+    /// publishes on it: in the same call, so that it is never the later one.
     pub fn want(&self, channel: Channel, wanted: bool) {
         let changed = {
-            let state = &mut *self.state();
-            if wanted { state.wanted.insert(channel) } else { state.wanted.remove(&channel) }
+            let wants = &mut self.state().wanted;
+            let changed = if wanted { wants.insert(channel) } else { wants.remove(&channel) };
+            if wants.iter().any(|channel| matches!(channel, Channel::Wake(_))) {
+                wants.insert(Channel::Waiters);
+            } else {
+                wants.remove(&Channel::Waiters);
+            }
+            changed
         };
         if changed {
             self.changed.notify_one();

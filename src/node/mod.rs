@@ -69,6 +69,8 @@ pub enum Channel {
     Watch(u8),
     /// Nothing is published here: who listens to it has others publish on the channels for those who watch.
     Watchers,
+    /// Nor here: who listens to it has others publish releases.
+    Waiters,
 }
 
 impl fmt::Display for Channel {
@@ -77,6 +79,7 @@ impl fmt::Display for Channel {
             Self::Wake(number) => write!(f, "redlockd:wake:{number}"),
             Self::Watch(number) => write!(f, "redlockd:watch:{number}"),
             Self::Watchers => f.write_str("redlockd:watchers"),
+            Self::Waiters => f.write_str("redlockd:waiters"),
         }
     }
 }

@@ -20,6 +20,7 @@ const TEXT: &str = concat!(
     include_str!("../../lua/events.lua"),
     include_str!("../../lua/acquire.lua"),
     include_str!("../../lua/release.lua"),
+    include_str!("../../lua/seldom.lua"),
     include_str!("../../lua/renew.lua"),
     include_str!("../../lua/repair.lua"),
     include_str!("../../lua/inspect.lua"),

@@ -695,11 +695,14 @@ async fn a_line_lets_others_go_first_now_and_then() {
         world.nodes.iter().for_each(|node| node.with(|state| change(&mut state.server)));
     };
     let told = world(3).await;
-    everywhere(&told, &|server| server.subscribe(1, &[channel]));
+    everywhere(&told, &|server| server.subscribe(1, &[channel, Channel::Waiters]));
     forty_turns(&told, true).await;
     // Nobody may tell: nobody knows who waits.
     let mute = world(3).await;
-    everywhere(&mute, &|server| server.set_mute(true));
+    everywhere(&mute, &|server| {
+        server.subscribe(1, &[Channel::Waiters]);
+        server.set_mute(true);
+    });
     forty_turns(&mute, true).await;
     forty_turns(&world(3).await, false).await;
 }

@@ -34,8 +34,8 @@ async fn a_release_is_told_to_those_who_listen_to_its_channel() {
     on_every_node(async |node| {
         assert_eq!(take_and_tell(node, 7).await, heard(0), "nobody listens");
         let (mut one, mut other) = (node.listen().await, node.listen().await);
-        one.subscribe(&[Channel::Wake(7), Channel::Wake(9), Channel::Wake(255)]).await.unwrap();
-        other.subscribe(&[Channel::Wake(8)]).await.unwrap();
+        one.subscribe(&[Channel::Wake(7), Channel::Wake(9), Channel::Wake(255), Channel::Waiters]).await.unwrap();
+        other.subscribe(&[Channel::Wake(8), Channel::Waiters]).await.unwrap();
         assert_eq!(take_and_tell(node, 7).await, heard(1));
         let message = next(&mut *one).await;
         assert_eq!(Freed::read(&message), Some(Freed { sender: "me.1", key: KEY }));
@@ -62,10 +62,25 @@ async fn a_release_is_told_to_those_who_listen_to_its_channel() {
 }
 
 #[tokio::test]
-async fn what_was_not_released_is_not_told() {
+async fn nothing_is_published_while_nobody_says_that_somebody_waits() {
     on_every_node(async |node| {
         let mut ear = node.listen().await;
         ear.subscribe(&[Channel::Wake(7)]).await.unwrap();
+        assert_eq!(take_and_tell(node, 7).await, heard(0));
+        ear.subscribe(&[Channel::Waiters]).await.unwrap();
+        assert_eq!(take_and_tell(node, 7).await, heard(1));
+        next(&mut *ear).await;
+        ear.unsubscribe(&[Channel::Waiters]).await.unwrap();
+        assert_eq!(take_and_tell(node, 7).await, heard(0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_not_released_is_not_told() {
+    on_every_node(async |node| {
+        let mut ear = node.listen().await;
+        ear.subscribe(&[Channel::Wake(7), Channel::Waiters]).await.unwrap();
         assert_eq!(node.one(tell(&value(1), 7)).await, Reply::Absent, "nothing is there");
         node.one(acquire(KEY, &value(2), LONG)).await;
         assert_eq!(node.one(tell(&value(1), 7)).await, Reply::Absent, "somebody else's is there");
@@ -82,7 +97,7 @@ async fn what_was_not_released_is_not_told() {
 async fn who_listens_learns_of_the_end_of_the_server() {
     on_every_node(async |node| {
         let mut ear = node.listen().await;
-        ear.subscribe(&[Channel::Wake(7)]).await.unwrap();
+        ear.subscribe(&[Channel::Wake(7), Channel::Waiters]).await.unwrap();
         node.restart().await;
         let end = tokio::time::timeout(PATIENCE, ear.next()).await.expect("an end");
         assert!(matches!(end, Err(WireError::Closed(_))), "{end:?}");
