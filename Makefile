@@ -8,7 +8,7 @@ DURATION ?= 30m
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help run test test-alerts test-compose lint doc install compare contended prove-tokens prove-restarts prove-counter prove-sim mutants test-matrix soak clean
+.PHONY: help run test test-alerts test-compose lint doc install compare stream contended prove-tokens prove-restarts prove-counter prove-sim mutants test-matrix soak clean
 
 help:
 	@echo "make run           start five Redis servers, a designated one, and a proxy (ARGS='--nodes 3' ..)"
@@ -25,6 +25,7 @@ help:
 	@echo "make mutants       break the protocol on purpose, in every way we know: each is caught"
 	@echo "make soak          real servers under real faults for DURATION=30m; the report is target/faults/report.html"
 	@echo "make compare       measure against rslock on the same servers"
+	@echo "make stream        measure a session against unary calls, and rslock"
 	@echo "make contended     measure a lock that many want, against etcd and rslock"
 
 run:
@@ -73,6 +74,11 @@ compare:
 	@tools/need redis-server=redis-server
 	$(CARGO) build --profile dist --locked --workspace
 	target/dist/redlockd-bench compare $(ARGS)
+
+stream:
+	@tools/need redis-server=redis-server
+	$(CARGO) build --profile dist --locked --workspace
+	target/dist/redlockd-bench stream $(ARGS)
 
 contended:
 	@tools/need etcd=etcd-server redis-server=redis-server

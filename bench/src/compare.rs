@@ -11,8 +11,9 @@ use clap::{Args, ValueEnum, value_parser};
 use crate::Error;
 use crate::cpu::Processes;
 use crate::load::{self, Caller, Until, Window};
-use crate::report::{Memory, Report, Row, Side, StoppedReport, ratio};
+use crate::report::{Memory, Report, Row, Side, StoppedReport, StreamReport, ratio};
 use crate::servers::{NODES, Servers, ServersArgs};
+use crate::targets::stream::Stream;
 use crate::targets::{proxy, rslock};
 
 /// As many as a quorum can do without.
@@ -27,7 +28,7 @@ const ACQUIRES_TIME: Duration = Duration::from_secs(300);
 /// What is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Throughput, CPU time and latency of lock pairs: redlockd by unary calls against rslock
+    /// Throughput, CPU time and latency of lock pairs: redlockd by unary calls and by a session against rslock
     Pairs,
     /// Throughput, latency and memory of redlockd with two of five nodes stopped against all of them
     Stopped,
@@ -93,6 +94,12 @@ impl CompareArgs {
         }
     }
 
+    /// For `redlockd-bench stream`.
+    pub fn of_streams(self) -> Self {
+        let clients = if self.clients.is_empty() { vec![64] } else { self.clients };
+        Self { parts: vec![Part::Pairs], clients, ..self }
+    }
+
     /// Threads that serve the callers.
     pub fn threads(&self) -> u8 {
         let processors = std::thread::available_parallelism().map_or(1, |count| count.get().min(MOST_THREADS.into()) as u8);
@@ -142,24 +149,30 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// redlockd against rslock.
+    /// redlockd, by calls and by a session, against rslock.
     async fn pairs(&mut self, clients: usize) -> Result<(), Error> {
         let mut ours = proxy::callers(self.servers.proxy(), clients).await?;
+        let mut streamed = Stream::open(self.servers.proxy(), clients).await?;
         let mut theirs = rslock::callers(&self.servers.urls(), clients);
-        let warm_up = Until::Elapsed(self.window / WARM_UP);
+        let (warm_up, window) = (Until::Elapsed(self.window / WARM_UP), Until::Elapsed(self.window));
         self.measure(&mut ours, warm_up).await?;
+        self.measure_driver(&mut streamed, warm_up).await?;
         self.measure(&mut theirs, warm_up).await?;
-        let (mut unary, mut rslock) = (Vec::new(), Vec::new());
+        let (mut unary, mut stream, mut rslock) = (Vec::new(), Vec::new(), Vec::new());
         for round in 1..=self.rounds {
-            unary.push(self.measure(&mut ours, Until::Elapsed(self.window)).await?);
-            rslock.push(self.measure(&mut theirs, Until::Elapsed(self.window)).await?);
-            let rates = [&unary, &rslock].map(|windows| windows.last().map_or(0.0, Window::pairs_per_s));
-            let [ours, theirs] = rates.map(|rate| format!("{rate:.0}"));
-            eprintln!("{clients} callers, round {round} of {}: unary {ours} pairs/s, rslock {theirs}", self.rounds);
+            unary.push(self.measure(&mut ours, window).await?);
+            stream.push(self.measure_driver(&mut streamed, window).await?);
+            rslock.push(self.measure(&mut theirs, window).await?);
+            let rates = [&unary, &stream, &rslock].map(|windows| windows.last().map_or(0.0, Window::pairs_per_s));
+            let [ours, streamed, theirs] = rates.map(|rate| format!("{rate:.0}"));
+            let rounds = self.rounds;
+            eprintln!("{clients} callers, round {round} of {rounds}: unary {ours} pairs/s, stream {streamed}, rslock {theirs}");
         }
         self.nothing_left()?;
-        self.report.rows.push(Row::new("unary", clients, &unary, &rslock));
-        self.report.rows.push(Row::new("rslock", clients, &rslock, &rslock));
+        self.report.streams.push(StreamReport::new(clients, &stream, &unary));
+        for (target, windows) in [("unary", &unary), ("stream", &stream), ("rslock", &rslock)] {
+            self.report.rows.push(Row::new(target, clients, windows, &rslock));
+        }
         Ok(())
     }
 
@@ -221,6 +234,12 @@ impl Bench<'_> {
 
     async fn measure<C: Caller>(&mut self, callers: &mut Vec<C>, until: Until) -> Result<Window, Error> {
         let window = load::run(callers, until, &self.processes).await?;
+        self.report.count_failures(window.failures, &window.failures_shown);
+        Ok(window)
+    }
+
+    async fn measure_driver(&mut self, driver: &mut Stream, until: Until) -> Result<Window, Error> {
+        let window = load::run_driver(driver, until, &self.processes).await?;
         self.report.count_failures(window.failures, &window.failures_shown);
         Ok(window)
     }

@@ -25,6 +25,12 @@ pub trait Caller: Send + 'static {
     fn pair(&mut self) -> impl Future<Output = Result<Duration, String>> + Send;
 }
 
+/// Something that keeps many pairs under way by itself.
+pub trait Driver {
+    /// Makes pairs for as long as `limit` says, and ends those that are under way.
+    async fn drive(&mut self, limit: &Limit) -> Result<Tally, Error>;
+}
+
 /// When callers stop.
 #[derive(Clone, Copy, Debug)]
 pub enum Until {
@@ -67,14 +73,31 @@ impl Window {
 
 /// What one caller did.
 #[derive(Debug, Default)]
-struct Tally {
+pub struct Tally {
     pair_us: Vec<u32>,
     acquire_us: Vec<u32>,
     failures: u64,
     failures_shown: Vec<String>,
 }
 
-struct Limit {
+impl Tally {
+    /// A pair succeeded.
+    pub fn pair(&mut self, pair_us: u32, acquire_us: u32) {
+        self.pair_us.push(pair_us);
+        self.acquire_us.push(acquire_us);
+    }
+
+    /// One did not.
+    pub fn failure(&mut self, what: String) {
+        self.failures += 1;
+        if self.failures_shown.len() < SHOWN {
+            self.failures_shown.push(what);
+        }
+    }
+}
+
+/// How much is to be done still.
+pub struct Limit {
     end: Instant,
     pairs_left: AtomicU64,
 }
@@ -89,7 +112,7 @@ impl Limit {
     }
 
     /// Whether one more pair shall be made; counts it.
-    fn one_more(&self) -> bool {
+    pub fn one_more(&self) -> bool {
         let take = |left: u64| left.checked_sub(1);
         Instant::now() < self.end && self.pairs_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
@@ -119,20 +142,26 @@ pub async fn run<C: Caller>(callers: &mut Vec<C>, until: Until, processes: &Proc
     Ok(add_up(tallies, took, processes.cpu_time()? - cpu_before))
 }
 
+/// Lets a driver work.
+pub async fn run_driver(driver: &mut impl Driver, until: Until, processes: &Processes) -> Result<Window, Error> {
+    let cpu_before = processes.cpu_time()?;
+    let started = Instant::now();
+    let limit = Limit::new(until, started);
+    let patience = (limit.end + PATIENCE).into();
+    let tally = tokio::time::timeout_at(patience, driver.drive(&limit));
+    let tally = tally.await.map_err(|_| format!("a pair took longer than {PATIENCE:?}"))??;
+    let took = started.elapsed();
+    Ok(add_up(vec![tally], took, processes.cpu_time()? - cpu_before))
+}
+
 async fn work<C: Caller>(mut caller: C, limit: Arc<Limit>) -> (C, Tally) {
     let mut tally = Tally::default();
     while limit.one_more() {
         let started = Instant::now();
         match caller.pair().await {
-            Ok(acquire) => {
-                tally.pair_us.push(micros(started.elapsed()));
-                tally.acquire_us.push(micros(acquire));
-            }
+            Ok(acquire) => tally.pair(micros(started.elapsed()), micros(acquire)),
             Err(what) => {
-                tally.failures += 1;
-                if tally.failures_shown.len() < SHOWN {
-                    tally.failures_shown.push(what);
-                }
+                tally.failure(what);
                 tokio::time::sleep(PAUSE).await;
             }
         }

@@ -57,6 +57,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Compare(CompareArgs),
+    /// Compare a session with unary calls, and with rslock: `compare` of the pairs only, with 64 in flight
+    Stream(CompareArgs),
     Contended(ContendedArgs),
 }
 
@@ -72,6 +74,10 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Command::Compare(args) => measure(&args.servers, args.threads(), async |servers| compare::run(&args, servers).await),
+        Command::Stream(args) => {
+            let args = args.of_streams();
+            measure(&args.servers, args.threads(), async |servers| compare::run(&args, servers).await)
+        }
         Command::Contended(args) => measure(&args.servers, args.threads, async |servers| contended::run(&args, servers).await),
     }
 }

@@ -18,6 +18,8 @@ pub struct Report {
     pub threads: u8,
     /// Lock pairs by target and number of callers.
     pub rows: Vec<Row>,
+    /// Sessions against calls.
+    pub streams: Vec<StreamReport>,
     /// Healthy against stopped nodes.
     pub stopped: Option<StoppedReport>,
     /// Operations that failed, and locks that were left behind.
@@ -72,6 +74,35 @@ impl Row {
         let cpu = [self.client_us_per_pair, self.proxy_us_per_pair, self.redis_us_per_pair, self.cpu_us_per_pair];
         let rest = [format!("{:.2}", self.p50_ms), format!("{:.2}", self.p99_ms), format!("{:.2}", self.ratio_to_rslock)];
         rate.into_iter().chain(cpu.map(whole)).chain(rest).collect()
+    }
+}
+
+/// A session against unary calls, window by window.
+#[derive(Debug, Serialize)]
+pub struct StreamReport {
+    /// Pairs under way at a time.
+    pub in_flight: usize,
+    pub throughput_ratio: f64,
+    pub cpu_ratio: f64,
+    pub proxy_cpu_ratio: f64,
+}
+
+impl StreamReport {
+    /// Of windows side by side.
+    pub fn new(in_flight: usize, stream: &[Window], unary: &[Window]) -> Self {
+        Self {
+            in_flight,
+            throughput_ratio: ratio(stream, unary, Window::pairs_per_s),
+            cpu_ratio: ratio(stream, unary, |window| window.us_per_pair(window.cpu.total())),
+            proxy_cpu_ratio: ratio(stream, unary, |window| window.us_per_pair(window.cpu.proxy)),
+        }
+    }
+
+    fn text(&self) -> String {
+        format!(
+            "{} in flight: a session does {:.2} times the pairs of unary calls, with {:.2} of their CPU time a pair (the proxy: {:.2})\n",
+            self.in_flight, self.throughput_ratio, self.cpu_ratio, self.proxy_cpu_ratio
+        )
     }
 }
 
@@ -157,6 +188,10 @@ impl Report {
             text += "Lock pairs: acquire and release of a name of one's own, nobody in the way; ";
             text += &format!("callers on {threads}\n\n");
             text += &table(&[vec![head], self.rows.iter().map(Row::cells).collect()].concat());
+        }
+        if !self.streams.is_empty() {
+            text += "\n";
+            self.streams.iter().for_each(|stream| text += &stream.text());
         }
         if let Some(stopped) = &self.stopped {
             text += &stopped.text();

@@ -2,6 +2,7 @@
 
 pub mod proxy;
 pub mod rslock;
+pub mod stream;
 
 use std::time::Duration;
 
