@@ -7,6 +7,7 @@
 //! 3. [`coordinator`]: carries the protocol out over all nodes.
 //! 4. [`grpc`]: messages in, messages out. [`admin`]: the HTTP side. [`run`]: wires all of it up.
 //! 5. [`config`], [`args`], [`cli`], [`check`], [`dev`]: what people type.
+//! 6. [`fenced`]: for programs that link this library: a resource that checks tokens.
 //!
 //! # How an acquire flows
 //!
@@ -33,6 +34,7 @@ pub mod config;
 pub mod coordinator;
 pub mod dev;
 pub mod engine;
+pub mod fenced;
 pub mod grpc;
 pub mod metrics;
 pub mod node;

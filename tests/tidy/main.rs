@@ -27,11 +27,12 @@ fn sources(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// What a module of `src/` may use of the others. Downwards only; `main` may use all.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("engine", &[]),
     ("metrics", &[]),
     ("proto", &[]),
     ("dev", &[]),
+    ("fenced", &["engine"]),
     ("node", &["engine"]),
     ("config", &["engine", "node"]),
     ("coordinator", &["engine", "node", "metrics"]),

@@ -258,11 +258,17 @@ impl Client {
     pub async fn write(&self, held: &InHand) -> bool {
         self.travel().await;
         let now = self.world.shared.now();
-        let (name, token) = (held.granted.id.name.as_str(), held.granted.id.token.expect("it was required").get());
+        let (name, token) = (held.granted.id.name.as_str(), held.granted.id.token.expect("it was required"));
         let state = &mut *self.world.shared.state();
         let accepted = state.register.write(name, token);
         state.history.note(now, format_args!("{} writes {name} with {token}: {accepted}", self.label));
-        state.history.writes.push(Write { at: now, name: name.to_owned(), lease: held.granted.lease, token, accepted });
+        state.history.writes.push(Write {
+            at: now,
+            name: name.to_owned(),
+            lease: held.granted.lease,
+            token: token.get(),
+            accepted,
+        });
         accepted
     }
 

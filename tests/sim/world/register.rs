@@ -1,19 +1,20 @@
-//! The protected resource: takes a write if its token is not below the highest that it has seen.
+//! The protected resource: the register that ships, one for each name.
 
 use std::collections::BTreeMap;
 
-/// One for each name.
+use redlockd::engine::fencing::Token;
+use redlockd::fenced::FencedRegister;
+
+/// One for each name. Only the tokens matter here.
 #[derive(Debug, Default)]
 pub struct Register {
-    highest: BTreeMap<String, u64>,
+    names: BTreeMap<String, FencedRegister<()>>,
 }
 
 impl Register {
     /// Whether the write is taken.
-    pub fn write(&mut self, name: &str, token: u64) -> bool {
-        let highest = self.highest.entry(name.to_owned()).or_default();
-        let accepted = token >= *highest;
-        *highest = token.max(*highest);
-        accepted
+    pub fn write(&mut self, name: &str, token: Token) -> bool {
+        let register = self.names.entry(name.to_owned()).or_insert_with(|| FencedRegister::new(()));
+        register.write(token, ()).is_ok()
     }
 }
