@@ -33,8 +33,10 @@ run:
 	$(CARGO) build --release --locked
 	target/release/redlockd dev $(ARGS)
 
+# Debian has PostgreSQL's programs off PATH, a folder for each version.
 test: $(VENV)/ready test-alerts
 	@tools/need redis-server=redis-server
+	@ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || tools/need initdb=postgresql
 	$(CARGO) test --locked --workspace
 	SIM_SEEDS=1000 $(CARGO) test --locked --release --test sim
 

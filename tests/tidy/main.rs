@@ -108,8 +108,9 @@ fn there_is_no_lua_inside_rust() {
 
 #[test]
 fn every_script_says_what_it_needs_and_why_it_is_one() {
-    for entry in fs::read_dir(root().join("lua")).unwrap() {
-        let path = entry.unwrap().path();
+    let entries = ["lua", "examples/fencing"].into_iter().flat_map(|folder| fs::read_dir(root().join(folder)).unwrap());
+    let scripts = entries.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|end| end == "lua"));
+    for path in scripts {
         let text = fs::read_to_string(&path).unwrap();
         if path.ends_with("batch_end.lua") {
             continue;
