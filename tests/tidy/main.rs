@@ -218,6 +218,23 @@ fn every_alert_is_tested_and_in_the_readme() {
 }
 
 #[test]
+fn every_link_between_documents_leads_somewhere() {
+    let mut links = 0;
+    for document in ["README.md", "CHANGELOG.md", "docs/guarantees.md", "examples/fencing/README.md", "tests/README.md"] {
+        let folder = root().join(document).parent().unwrap().to_owned();
+        for part in read(document).split("](").skip(1) {
+            let (target, _) = part.split_once(')').unwrap();
+            let (file, _) = target.split_once('#').unwrap_or((target, ""));
+            if !file.is_empty() && !file.contains("://") {
+                assert!(folder.join(file).exists(), "{document} links to {target}, which does not exist");
+                links += 1;
+            }
+        }
+    }
+    assert!(links > 5, "the test sees nothing: {links}");
+}
+
+#[test]
 fn the_readme_names_every_command() {
     let readme = read("README.md");
     let help = Command::new(env!("CARGO_BIN_EXE_redlockd")).arg("--help").output().unwrap();
