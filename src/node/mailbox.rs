@@ -242,6 +242,8 @@ impl Mailbox {
 
     /// The next operations to send, at least one and at most `max`; releases first. Waits for them. Safe to cancel.
     pub async fn next_batch(&self, max: usize) -> Vec<Entry> {
+        // Whoever was woken by the last replies has a turn first: what they post goes along, and the node is woken once for all.
+        tokio::task::yield_now().await;
         loop {
             let arrived = self.arrived.notified();
             let batch = self.take(max);
