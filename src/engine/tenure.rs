@@ -131,12 +131,26 @@ impl Tenure {
         self.next_try = now + (self.ttl.as_duration() / TRIED_AGAIN_AFTER).max(Duration::from_millis(1));
     }
 
+    /// Whether its client has been told so since it was last renewed.
+    pub fn is_at_risk(&self) -> bool {
+        self.risk_told
+    }
+
+    /// Somebody else goes on with it, who does not know what is under way: to be renewed at once.
+    pub fn begin_again(&mut self, now: Duration) {
+        (self.is_being_renewed, self.next_try) = (false, now);
+    }
+
     /// The client wants it renewed, from now on for `ttl`: for how long that may be, and whether it is already under way.
     pub fn asked(&mut self, ttl: Option<Ttl>, now: Duration, heard: Duration) -> Result<Ttl, Hindrance> {
-        self.ttl = ttl.unwrap_or(self.ttl);
-        let ttl = self.longest(now, heard)?;
-        self.is_being_renewed = true;
-        Ok(ttl)
+        let before = self.ttl;
+        self.ttl = ttl.unwrap_or(before);
+        let longest = self.longest(now, heard);
+        match longest {
+            Ok(_) => self.is_being_renewed = true,
+            Err(_) => self.ttl = before,
+        }
+        longest
     }
 
     /// For how long a renewal may make it last, if that is more than it has.

@@ -19,7 +19,7 @@ const SESSIONS: &str = "/redlock.v1.LockService/Session";
 pub struct Ending(Arc<AtomicBool>);
 
 impl Ending {
-    /// Whether the client has ended its side itself, and the stream was not reset since.
+    /// Whether the client has ended its side itself, whatever came after that.
     pub fn is_orderly(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -73,7 +73,7 @@ impl HttpBody for Watched {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        // False after a reset, also one that hyper takes for an end.
+        // False after a reset that came without an end, also one that hyper takes for it.
         if frame.is_none() && self.body.is_end_stream() {
             self.ending.0.store(true, Ordering::Relaxed);
         }

@@ -16,7 +16,7 @@ use crate::coordinator::attempt::AcquireFailure;
 use crate::coordinator::question::Released;
 use crate::coordinator::session::{
     BadRequest, End, Failure as SessionFailure, Inbound, LONGEST_REATTACH, LeaseView, MAX_LEASES, Message, Options, Outbox,
-    Request, Told, What,
+    Request, Told, UNANSWERED, What,
 };
 use crate::engine::fencing::Token;
 use crate::engine::lease::{Ttl, TtlBounds};
@@ -178,7 +178,7 @@ fn granted(LeaseView { lease, id, no_token, validity }: LeaseView) -> proto::Ses
         (None, Some(why)) => Fencing::NoToken(proto::NoToken { reason: format!("the fencing counter: {why}") }),
         (None, None) => Fencing::NoToken(convert::granted_without_token()),
     };
-    let validity = Some(proto_duration(validity.as_duration()));
+    let validity = validity.map(|validity| proto_duration(validity.as_duration()));
     proto::SessionGranted { lease, lock_id: id.encode(), fencing: Some(fencing), validity }
 }
 
@@ -218,6 +218,10 @@ fn failed(request: u64, why: SessionFailure) -> proto::SessionFailed {
                 status::RETRY_AFTER,
             )
             .status
+        }
+        SessionFailure::TooManyUnanswered => {
+            let message = format!("{UNANSWERED} messages of this session are being carried out; nothing was done");
+            status::exhausted(message, status::RETRY_AFTER).status
         }
         SessionFailure::Overloaded { cap } => status::overloaded(cap).status,
     };

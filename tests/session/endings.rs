@@ -86,6 +86,7 @@ async fn a_client_comes_back_to_what_it_held() {
     assert!(resumed.resumed);
     assert_eq!((&resumed.session_id, resumed.leases.len()), (&opened.session_id, 1));
     assert_eq!((resumed.leases[0].lease, &resumed.leases[0].lock_id), (held.lease, &held.lock_id));
+    assert_eq!(resumed.leases[0].validity, None, "that is told when it has been renewed");
     session.renewed(held.lease).await;
 
     // A second stream takes it from the first.

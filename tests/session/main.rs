@@ -7,5 +7,6 @@ mod support;
 mod adoption;
 mod client;
 mod endings;
+mod forced;
 mod keeping;
 mod losses;

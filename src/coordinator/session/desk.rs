@@ -80,8 +80,8 @@ pub struct LeaseView {
     pub id: LockId,
     /// Why there is no token.
     pub no_token: Option<WhyKind>,
-    /// What is left of it.
-    pub validity: Validity,
+    /// What is left of it, if that is known.
+    pub validity: Option<Validity>,
 }
 
 /// Why a session's stream ends.
@@ -107,6 +107,9 @@ pub(super) struct Kept {
     pub id: LockId,
     pub no_token: Option<WhyKind>,
     pub tenure: Tenure,
+    /// The newest message that had come when the operations began that it stands by, and when. The client counts from there:
+    /// of a later one nobody knows whether our machine was suspended in between.
+    pub heard: (Seq, Instant),
     /// How often our machine had slept when it was granted or renewed.
     pub sleeps: u64,
     /// Until its client has been told of it.
@@ -123,7 +126,7 @@ pub(super) enum Note {
     Granted(LeaseNumber),
     Renewed(LeaseNumber),
     AtRisk(LeaseNumber, String),
-    Lost { lease: LeaseNumber, started: Instant, left_ms: u64, reason: Hindrance, detail: String },
+    Lost { lease: LeaseNumber, heard: (Seq, Instant), started: Instant, left_ms: u64, reason: Hindrance, detail: String },
     Other(What),
 }
 
@@ -223,75 +226,79 @@ impl Desk {
 
     /// What there is to say now. `None` if it is no longer true.
     fn read(&self, note: Note) -> Option<Told> {
-        let (acked, received) = self.state().acked;
+        let newest = self.state().acked;
         let now = self.coordinator.now();
-        let what = match note {
-            Note::Other(what) => what,
-            Note::Opened { session_id, resumed } => What::Opened { session_id, resumed, leases: self.views(received, now) },
-            Note::Granted(lease) => self.deliver(lease, received, now)?,
+        let ((acked, received), what) = match note {
+            Note::Other(what) => (newest, what),
+            Note::Opened { session_id, resumed } => (newest, What::Opened { session_id, resumed, leases: self.views() }),
+            Note::Granted(lease) => self.deliver(lease, now)?,
             Note::Renewed(lease) => {
                 let state = &mut *self.state();
                 let kept = state.leases.get_mut(&lease)?;
                 kept.is_queued = false;
-                What::Renewed(lease, self.validity(kept, received, now)?)
+                (kept.heard, What::Renewed(lease, self.validity(kept, now)?))
             }
             Note::AtRisk(lease, detail) => {
-                let validity = self.validity(self.state().leases.get(&lease)?, received, now);
-                What::AtRisk(lease, validity, detail)
+                let state = self.state();
+                let kept = state.leases.get(&lease).filter(|kept| kept.tenure.is_at_risk())?;
+                (kept.heard, What::AtRisk(lease, self.validity(kept, now), detail))
             }
-            Note::Lost { lease, started, left_ms, reason, detail } => {
-                let spent = Spent::between(received, started, now);
-                What::Lost(lease, validity::remaining(left_ms, spent, self.coordinator.settings.drift), reason, detail)
+            Note::Lost { lease, heard, started, left_ms, reason, detail } => {
+                let spent = Spent::between(heard.1, started, now);
+                let left = validity::remaining(left_ms, spent, self.coordinator.settings.drift);
+                (heard, What::Lost(lease, left, reason, detail))
             }
         };
         Some(Told { acked, since: now.saturating_duration_since(received), what })
     }
 
-    /// What is left of a lease for a client that counts from when it sent what came at `received`.
-    fn validity(&self, kept: &Kept, received: Instant, now: Instant) -> Option<Validity> {
+    /// What is left of a lease for a client that counts from when it sent what had been heard.
+    fn validity(&self, kept: &Kept, now: Instant) -> Option<Validity> {
         // Our clock stood still since: nobody knows for how long. It is being renewed.
         if kept.sleeps != self.coordinator.sleeps() {
             return None;
         }
         let started = self.coordinator.sessions.instant(kept.tenure.started());
-        let spent = Spent::between(received, started, now);
+        let spent = Spent::between(kept.heard.1, started, now);
         validity::validity(kept.tenure.lasts(), spent, self.coordinator.settings.drift)
     }
 
-    fn views(&self, received: Instant, now: Instant) -> Vec<LeaseView> {
+    /// The leases that its client is known to have been told of. How long they last it is told when they have been renewed.
+    fn views(&self) -> Vec<LeaseView> {
         let state = self.state();
-        let view = |(lease, kept): (&LeaseNumber, &Kept)| self.view(*lease, kept, received, now);
-        state.leases.iter().filter_map(view).collect()
-    }
-
-    fn view(&self, lease: LeaseNumber, kept: &Kept, received: Instant, now: Instant) -> Option<LeaseView> {
-        let validity = self.validity(kept, received, now)?;
-        Some(LeaseView { lease, id: kept.id.clone(), no_token: kept.no_token.clone(), validity })
+        let told = state.leases.iter().filter(|(_, kept)| kept.grant.is_none());
+        told.map(|(lease, kept)| view(*lease, kept, None)).collect()
     }
 
     /// From now on the lease is the client's, if there is enough of it left.
-    fn deliver(&self, lease: LeaseNumber, received: Instant, now: Instant) -> Option<What> {
-        let (view, grant, ttl) = {
+    fn deliver(&self, lease: LeaseNumber, now: Instant) -> Option<((Seq, Instant), What)> {
+        let (view, grant, heard, ttl) = {
             let state = &mut *self.state();
             let kept = state.leases.get_mut(&lease)?;
-            let (grant, ttl) = (kept.grant.take(), kept.tenure.ttl());
+            let (grant, heard, ttl) = (kept.grant.take(), kept.heard, kept.tenure.ttl());
             let is_enough = grant.as_ref().is_none_or(|grant| grant.answer().is_some());
-            let view = self.view(lease, kept, received, now).filter(|_| is_enough);
+            let validity = self.validity(kept, now).filter(|_| is_enough);
+            let view = validity.map(|validity| view(lease, kept, Some(validity)));
             if view.is_none() {
                 state.leases.remove(&lease);
+                self.coordinator.metrics.session_leases(-1);
             }
-            (view, grant, ttl)
+            (view, grant, heard, ttl)
         };
         match (view, grant) {
             (Some(view), grant) => {
                 if let Some(grant) = grant {
                     grant.delivered();
                 }
-                Some(What::Granted(view))
+                Some((heard, What::Granted(view)))
             }
-            (None, grant) => Some(What::Failed(lease, too_late(grant, ttl, now))),
+            (None, grant) => Some((heard, What::Failed(lease, too_late(grant, ttl, now)))),
         }
     }
+}
+
+fn view(lease: LeaseNumber, kept: &Kept, validity: Option<Validity>) -> LeaseView {
+    LeaseView { lease, id: kept.id.clone(), no_token: kept.no_token.clone(), validity }
 }
 
 /// A grant that nobody can use is released.

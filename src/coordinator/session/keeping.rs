@@ -10,9 +10,10 @@ use crate::engine::lease::Ttl;
 use crate::engine::tenure::{Due, Hindrance, Tenure};
 use crate::engine::validity::Validity;
 use crate::metrics::LossReason;
+use crate::node::link::STALL_GRACE;
 
 use super::desk::{Kept, Note};
-use super::{Failure, LeaseNumber, Phase, Session};
+use super::{Failure, LeaseNumber, Phase, Seq, Session};
 
 impl Session {
     pub(super) fn tenure(&self, ttl: Ttl, started: Instant, max_hold: Option<Duration>) -> Tenure {
@@ -54,9 +55,15 @@ impl Session {
         }
     }
 
-    /// Does what is due.
+    /// Does what is due. If that is late, this proxy was stopped: answers may be there that nobody has read yet.
     pub(super) fn look_after_leases(&mut self) {
         let now = self.coordinator.now();
+        let is_late = self.due.first().is_some_and(|(at, _)| now > *at + STALL_GRACE);
+        let until = *self.stalled.get_or_insert(now + STALL_GRACE);
+        if is_late && now < until {
+            return;
+        }
+        self.stalled = None;
         while let Some((at, lease)) = self.due.first().copied()
             && at <= now
         {
@@ -107,16 +114,24 @@ impl Session {
         }
         // If our clock stood still since, nobody knows how much is left.
         let left_ms = if kept.sleeps == self.coordinator.sleeps() { lasts.as_millis() } else { 0 };
-        self.tell_lost(lease, started, left_ms, hindrance);
+        self.tell_lost(lease, kept.heard, started, left_ms, hindrance);
     }
 
     pub(super) fn tell_not_held(&self, lease: LeaseNumber, left: &Lease) {
         let left_ms = left.validity.map_or(0, Validity::as_millis);
-        self.tell_lost(lease, self.coordinator.now(), left_ms, Hindrance::NotHeld);
+        let newest = self.desk.state().acked;
+        self.tell_lost(lease, newest, self.coordinator.now(), left_ms, Hindrance::NotHeld);
     }
 
-    pub(super) fn tell_lost(&self, lease: LeaseNumber, started: Instant, left_ms: u64, reason: Hindrance) {
-        self.desk.tell(Note::Lost { lease, started, left_ms, reason, detail: self.words(reason) });
+    pub(super) fn tell_lost(
+        &self,
+        lease: LeaseNumber,
+        heard: (Seq, Instant),
+        started: Instant,
+        left_ms: u64,
+        reason: Hindrance,
+    ) {
+        self.desk.tell(Note::Lost { lease, heard, started, left_ms, reason, detail: self.words(reason) });
     }
 
     /// For people.

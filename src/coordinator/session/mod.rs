@@ -34,8 +34,8 @@ pub const MAX_SESSIONS: usize = 10_000;
 /// The most leases of a session.
 pub const MAX_LEASES: usize = 100_000;
 
-/// The most messages of a client that are being carried out.
-const UNANSWERED: usize = 1_024;
+/// The most acquires, adoptions and renewals of a client that are being carried out.
+pub const UNANSWERED: usize = 8_192;
 
 /// The longest time for which a session waits for its client to come back.
 pub const LONGEST_REATTACH: Duration = Duration::from_secs(300);
@@ -124,6 +124,8 @@ pub enum Failure {
     Hindered(Hindrance),
     /// The session has as many as it may have.
     TooManyLeases,
+    /// Too many of its messages are being carried out.
+    TooManyUnanswered,
     /// Too many requests are being served.
     Overloaded {
         /// How many are.
@@ -152,7 +154,7 @@ pub(super) struct Sessions {
 struct Registry {
     count: usize,
     /// Those that can be come back to, and who is asked for what is theirs.
-    by_id: BTreeMap<String, mpsc::UnboundedSender<oneshot::Sender<Estate>>>,
+    by_id: BTreeMap<String, mpsc::UnboundedSender<Heir>>,
 }
 
 impl Sessions {
@@ -181,45 +183,45 @@ impl Sessions {
 /// What a session leaves to the one that goes on with it.
 struct Estate {
     leases: BTreeMap<LeaseNumber, Kept>,
-    last_seq: Seq,
+}
+
+/// An adoption.
+struct Adopted {
+    asked: Asked,
+    started: Instant,
+    /// As the lease is known from now on.
+    id: LockId,
+    ttl: Ttl,
+    max_hold: Option<Duration>,
+    sleeps: u64,
+}
+
+/// A renewal.
+struct Renewal {
+    lease: LeaseNumber,
+    asked: Option<Asked>,
+    /// The newest message that had come by then.
+    heard: (Seq, Instant),
+    started: Instant,
+    ttl: Ttl,
+    sleeps: u64,
+}
+
+/// Whoever asks a session for what is its.
+struct Heir {
+    /// The number of the message that asks.
+    seq: Seq,
+    /// What is left, or the number of the last message, if that is not lower.
+    answer: oneshot::Sender<Result<Estate, Seq>>,
 }
 
 /// What was done.
 enum Done {
-    Acquired {
-        seq: Seq,
-        received: Instant,
-        ttl: Ttl,
-        max_hold: Option<Duration>,
-    },
-    Adopted {
-        seq: Seq,
-        received: Instant,
-        started: Instant,
-        id: LockId,
-        ttl: Ttl,
-        max_hold: Option<Duration>,
-        sleeps: u64,
-        answer: Result<Lease, NoQuorum>,
-    },
-    Renewed {
-        lease: LeaseNumber,
-        asked: Option<Asked>,
-        started: Instant,
-        ttl: Ttl,
-        sleeps: u64,
-        answer: Result<Lease, NoQuorum>,
-    },
-    Released {
-        lease: LeaseNumber,
-        asked: Option<Asked>,
-        answer: Result<Released, NoQuorum>,
-    },
-    Resigned {
-        session_id: String,
-        seq: Seq,
-        estate: Option<Estate>,
-    },
+    Acquired { seq: Seq, received: Instant, ttl: Ttl, max_hold: Option<Duration> },
+    Adopted(Adopted, Result<Lease, NoQuorum>),
+    Renewed(Renewal, Result<Lease, NoQuorum>),
+    Released { lease: LeaseNumber, asked: Option<Asked>, answer: Result<Released, NoQuorum> },
+    Resigned { session_id: String, seq: Seq, estate: Option<Result<Estate, Seq>> },
 }
 
 /// A message that a client waits for the answer to.
@@ -233,7 +235,7 @@ struct Asked {
 enum Event {
     Done(Done),
     Inbound(Inbound),
-    Resign(oneshot::Sender<Estate>),
+    Resign(Heir),
     ReaderChanged,
     Drain,
     Time,
@@ -257,8 +259,8 @@ struct Session {
     options: Options,
     /// To come back with.
     id: Option<String>,
-    resign: mpsc::UnboundedReceiver<oneshot::Sender<Estate>>,
-    resign_to: mpsc::UnboundedSender<oneshot::Sender<Estate>>,
+    resign: mpsc::UnboundedReceiver<Heir>,
+    resign_to: mpsc::UnboundedSender<Heir>,
     phase: Phase,
     last_seq: Seq,
     /// What is under way, and how much of it a client waits for.
@@ -272,6 +274,10 @@ struct Session {
     alarm: Alarm,
     /// Why a renewal last failed.
     trouble: Option<NoQuorum>,
+    /// It ends by releasing everything.
+    releases: bool,
+    /// Something was due long ago: until then it is seen whether answers are there but unread.
+    stalled: Option<Instant>,
 }
 
 /// A timer that is set anew only where that is needed.

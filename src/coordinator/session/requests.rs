@@ -14,11 +14,26 @@ use crate::engine::tenure::Hindrance;
 use crate::metrics::{Outcome, Rpc};
 
 use super::desk::{Kept, Note};
-use super::{Asked, Done, Failure, LeaseNumber, MAX_LEASES, Seq, Session, What};
+use super::{Adopted, Asked, Done, Failure, LeaseNumber, MAX_LEASES, Phase, Renewal, Seq, Session, UNANSWERED, What};
 
 impl Session {
     pub(super) fn has_lease_to_spare(&self) -> bool {
         self.desk.state().leases.len() + self.acquires.len() < MAX_LEASES
+    }
+
+    /// Whether no lease can be asked for now; says why.
+    pub(super) fn can_not_begin(&self, seq: Seq) -> bool {
+        let why = if self.coordinator.draining.is_cancelled() {
+            Failure::Acquire(AcquireFailure::Draining)
+        } else if !self.has_lease_to_spare() {
+            Failure::TooManyLeases
+        } else if self.unanswered >= UNANSWERED {
+            Failure::TooManyUnanswered
+        } else {
+            return false;
+        };
+        self.fail(seq, why);
+        true
     }
 
     /// A place for a request, or the answer that there is none.
@@ -31,11 +46,9 @@ impl Session {
     }
 
     pub(super) fn acquire(&mut self, Asked { seq, received }: Asked, spec: AcquireSpec, max_hold: Option<Duration>) {
-        if self.coordinator.draining.is_cancelled() {
-            return self.fail(seq, Failure::Acquire(AcquireFailure::Draining));
-        }
-        if !self.has_lease_to_spare() {
-            return self.fail(seq, Failure::TooManyLeases);
+        let spec = AcquireSpec { ttl: no_longer_than(spec.ttl, max_hold), ..spec };
+        if self.can_not_begin(seq) {
+            return;
         }
         let Some(admission) = self.admit(Asked { seq, received }, !spec.wait.is_zero()) else { return };
         let (answer, answered) = oneshot::channel();
@@ -50,43 +63,46 @@ impl Session {
     }
 
     pub(super) fn adopt(&mut self, asked: Asked, id: LockId, ttl: Ttl, attempt: u32, max_hold: Option<Duration>) {
-        let Asked { seq, received } = asked;
-        if !self.has_lease_to_spare() {
-            return self.fail(seq, Failure::TooManyLeases);
+        let ttl = no_longer_than(ttl, max_hold);
+        if self.can_not_begin(asked.seq) {
+            return;
         }
         let Some(admission) = self.admit(asked, false) else { return };
         self.unanswered += 1;
         let (coordinator, started, sleeps) = (self.coordinator.clone(), self.coordinator.now(), self.coordinator.sleeps());
         self.work.push(Box::pin(async move {
             let adoption = coordinator.adoption(id, ttl, attempt);
-            let answer = coordinator.adopt(&adoption, received).await;
+            let answer = coordinator.adopt(&adoption, asked.received).await;
             drop(admission);
-            Done::Adopted { seq, received, started, id: adoption.new, ttl, max_hold, sleeps, answer }
+            Done::Adopted(Adopted { asked, started, id: adoption.new, ttl, max_hold, sleeps }, answer)
         }));
     }
 
+    /// Never refused: it makes room.
     pub(super) fn release(&mut self, lease: LeaseNumber, asked: Asked) {
-        let Some(kept) = self.let_go(lease) else { return self.fail(asked.seq, Failure::NoSuchLease(lease)) };
-        let Some(admission) = self.admit(asked, false) else { return self.keep(lease, kept) };
-        self.unanswered += 1;
-        self.post_release(lease, kept, Some((asked, admission)));
+        match self.let_go(lease) {
+            Some(kept) => self.post_release(lease, kept, Some(asked)),
+            None => self.fail(asked.seq, Failure::NoSuchLease(lease)),
+        }
     }
 
-    pub(super) fn post_release(&mut self, lease: LeaseNumber, kept: Kept, asked: Option<(Asked, Admission)>) {
+    pub(super) fn post_release(&mut self, lease: LeaseNumber, kept: Kept, asked: Option<Asked>) {
         if kept.grant.is_some() {
             // Nobody has been told of it: dropped, it is given up.
-            self.tell(What::Released(lease, Released::Released));
-            self.unanswered -= usize::from(asked.is_some());
-            return;
+            return self.tell(What::Released(lease, Released::Released));
         }
+        self.unanswered += usize::from(asked.is_some());
         let coordinator = self.coordinator.clone();
         self.work.push(Box::pin(async move {
             let answer = coordinator.release(&kept.id).await;
-            Done::Released { lease, asked: asked.map(|(asked, _)| asked), answer }
+            Done::Released { lease, asked, answer }
         }));
     }
 
     pub(super) fn renew_now(&mut self, lease: LeaseNumber, asked: Asked, ttl: Option<Ttl>) {
+        if self.unanswered >= UNANSWERED {
+            return self.fail(asked.seq, Failure::TooManyUnanswered);
+        }
         let sessions = &self.coordinator.sessions;
         let (now, heard) = (sessions.since_epoch(self.coordinator.now()), sessions.since_epoch(asked.received));
         let longest = self.desk.state().leases.get_mut(&lease).map(|kept| kept.tenure.asked(ttl, now, heard));
@@ -103,37 +119,20 @@ impl Session {
     pub(super) fn post_renewal(&mut self, lease: LeaseNumber, asked: Option<Asked>, ttl: Ttl) {
         let Some(id) = self.desk.state().leases.get(&lease).map(|kept| kept.id.clone()) else { return };
         let (coordinator, started, sleeps) = (self.coordinator.clone(), self.coordinator.now(), self.coordinator.sleeps());
+        let heard = self.desk.state().acked;
         self.work.push(Box::pin(async move {
-            let answer = coordinator.renew(&id, ttl, started).await;
-            Done::Renewed { lease, asked, started, ttl, sleeps, answer }
+            let answer = coordinator.renew(&id, ttl, heard.1).await;
+            Done::Renewed(Renewal { lease, asked, heard, started, ttl, sleeps }, answer)
         }));
     }
 
     pub(super) fn on_done(&mut self, done: Done) {
         match done {
             Done::Acquired { seq, received, ttl, max_hold } => self.on_acquired(seq, received, ttl, max_hold),
-            Done::Adopted { seq, received, started, id, ttl, max_hold, sleeps, answer } => {
-                self.unanswered -= 1;
-                let outcome = match answer {
-                    Ok(lease) if lease.held => {
-                        let tenure = self.tenure(ttl, started, max_hold);
-                        self.keep(seq, Kept { id, no_token: None, tenure, sleeps, grant: None, is_queued: false, looks: None });
-                        self.desk.tell(Note::Granted(seq));
-                        Outcome::Granted
-                    }
-                    Ok(left) => {
-                        self.tell_not_held(seq, &left);
-                        Outcome::Lost
-                    }
-                    Err(no_quorum) => {
-                        self.fail(seq, Failure::NoQuorum(no_quorum));
-                        Outcome::Unavailable
-                    }
-                };
-                self.count(Rpc::Adopt, outcome, received);
-            }
-            Done::Renewed { lease, asked, started, ttl, sleeps, answer } => {
-                let outcome = self.on_renewed(lease, asked, started, ttl, sleeps, answer);
+            Done::Adopted(adopted, answer) => self.on_adopted(adopted, answer),
+            Done::Renewed(renewal, answer) => {
+                let asked = renewal.asked;
+                let outcome = self.on_renewed(renewal, answer);
                 if let Some(asked) = asked {
                     self.unanswered -= 1;
                     self.count(Rpc::Renew, outcome, asked.received);
@@ -158,6 +157,36 @@ impl Session {
         }
     }
 
+    pub(super) fn on_adopted(&mut self, adopted: Adopted, answer: Result<Lease, NoQuorum>) {
+        let Adopted { asked: Asked { seq, received }, started, id, ttl, max_hold, sleeps } = adopted;
+        self.unanswered -= 1;
+        let outcome = match answer {
+            Ok(lease) if lease.held => {
+                let (tenure, heard) = (self.tenure(ttl, started, max_hold), (seq, received));
+                let kept = Kept { id, no_token: None, tenure, heard, sleeps, grant: None, is_queued: false, looks: None };
+                match self.phase {
+                    // Its client closed the session meanwhile, or is gone.
+                    Phase::Ending(_) if self.releases => self.post_release(seq, kept, None),
+                    Phase::Ending(_) => {}
+                    Phase::Open | Phase::Away(_) => {
+                        self.keep(seq, kept);
+                        self.desk.tell(Note::Granted(seq));
+                    }
+                }
+                Outcome::Granted
+            }
+            Ok(left) => {
+                self.tell_not_held(seq, &left);
+                Outcome::Lost
+            }
+            Err(no_quorum) => {
+                self.fail(seq, Failure::NoQuorum(no_quorum));
+                Outcome::Unavailable
+            }
+        };
+        self.count(Rpc::Adopt, outcome, received);
+    }
+
     pub(super) fn on_acquired(&mut self, seq: Seq, received: Instant, ttl: Ttl, max_hold: Option<Duration>) {
         self.unanswered -= 1;
         // Else it was given up.
@@ -166,7 +195,8 @@ impl Session {
             Some(Ok(Ok(grant))) => {
                 let tenure = self.tenure(ttl, grant.started(), max_hold);
                 let (id, no_token, sleeps) = (grant.lock_id(), grant.token.as_ref().err().cloned(), self.coordinator.sleeps());
-                self.keep(seq, Kept { id, no_token, tenure, sleeps, grant: Some(grant), is_queued: false, looks: None });
+                let (heard, grant) = ((seq, received), Some(grant));
+                self.keep(seq, Kept { id, no_token, tenure, heard, sleeps, grant, is_queued: false, looks: None });
                 self.desk.tell(Note::Granted(seq));
                 Outcome::Granted
             }
@@ -188,15 +218,8 @@ impl Session {
         self.count(Rpc::Acquire, outcome, received);
     }
 
-    pub(super) fn on_renewed(
-        &mut self,
-        lease: LeaseNumber,
-        asked: Option<Asked>,
-        started: Instant,
-        ttl: Ttl,
-        sleeps: u64,
-        answer: Result<Lease, NoQuorum>,
-    ) -> Outcome {
+    pub(super) fn on_renewed(&mut self, renewal: Renewal, answer: Result<Lease, NoQuorum>) -> Outcome {
+        let Renewal { lease, asked, heard, started, ttl, sleeps } = renewal;
         let sessions = &self.coordinator.sessions;
         let (since_epoch, now) = (sessions.since_epoch(started), sessions.since_epoch(self.coordinator.now()));
         let kept = |work: &dyn Fn(&mut Kept)| self.desk.state().leases.get_mut(&lease).map(work).is_some();
@@ -204,7 +227,7 @@ impl Session {
             Ok(renewed) if renewed.held => {
                 let is_kept = kept(&|kept| {
                     kept.tenure.renewed(since_epoch, ttl);
-                    kept.sleeps = sleeps;
+                    (kept.heard, kept.sleeps) = (heard, sleeps);
                 });
                 if is_kept {
                     self.desk.tell_renewed(lease);
@@ -233,6 +256,11 @@ impl Session {
     pub(super) fn count(&self, rpc: Rpc, outcome: Outcome, received: Instant) {
         self.coordinator.metrics.request(rpc, outcome, self.coordinator.now() - received);
     }
+}
+
+fn no_longer_than(ttl: Ttl, max_hold: Option<Duration>) -> Ttl {
+    let ms = max_hold.map_or(u64::MAX, |hold| u64::try_from(hold.as_millis()).unwrap_or(u64::MAX));
+    Ttl::from_millis(ms, ttl).unwrap_or(ttl)
 }
 
 fn outcome_of(failure: &AcquireFailure) -> Outcome {

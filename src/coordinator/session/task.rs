@@ -8,12 +8,11 @@ use futures::stream::{BoxStream, FuturesUnordered};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::coordinator::Coordinator;
-use crate::engine::tenure::Hindrance;
 
 use super::desk::{Desk, Note, UNREAD};
 use super::{
-    Alarm, Asked, BadRequest, Done, End, Estate, Event, Failure, Inbound, Message, Options, Phase, Request, Seq, Session,
-    UNANSWERED, What,
+    Alarm, Asked, BadRequest, Done, End, Estate, Event, Failure, Heir, Inbound, Message, Options, Phase, Request, Seq, Session,
+    What,
 };
 
 impl Session {
@@ -36,6 +35,8 @@ impl Session {
             drain: Some(Box::pin(coordinator.draining.clone().cancelled_owned())),
             alarm: Alarm::default(),
             trouble: None,
+            releases: false,
+            stalled: None,
         }
     }
 
@@ -61,7 +62,8 @@ impl Session {
 
     /// Replies that have been received are counted before anything else is looked at.
     pub(super) async fn next(&mut self) -> Event {
-        let has_room = self.unanswered < UNANSWERED && self.desk.state().notes.len() < UNREAD;
+        // Else a client that waits could neither keep what it has nor give it up.
+        let has_room = self.desk.state().notes.len() < UNREAD;
         let is_open = self.phase == Phase::Open;
         self.set_alarm();
         tokio::select! {
@@ -78,6 +80,7 @@ impl Session {
     pub(super) fn set_alarm(&mut self) {
         let lease = self.due.first().map(|(at, _)| *at);
         let away = if let Phase::Away(until) = self.phase { Some(until) } else { None };
+        let lease = self.stalled.or(lease);
         let Some(at) = lease.into_iter().chain(away).min() else { return };
         if self.alarm.at.is_none_or(|set| at < set) {
             self.alarm = Alarm { at: Some(at), timer: self.coordinator.env.sleep_until(at) };
@@ -145,7 +148,7 @@ impl Session {
             (Some(session_id), Some(session)) => {
                 self.work.push(Box::pin(async move {
                     let (answer, estate) = oneshot::channel();
-                    let estate = if session.send(answer).is_ok() { estate.await.ok() } else { None };
+                    let estate = if session.send(Heir { seq, answer }).is_ok() { estate.await.ok() } else { None };
                     Done::Resigned { session_id, seq, estate }
                 }));
             }
@@ -167,8 +170,13 @@ impl Session {
     }
 
     /// Another stream goes on with what is here.
-    pub(super) fn resign(&mut self, heir: oneshot::Sender<Estate>) {
+    pub(super) fn resign(&mut self, Heir { seq, answer }: Heir) {
         if matches!(self.phase, Phase::Ending(_)) {
+            return;
+        }
+        if seq <= self.last_seq {
+            // Nobody may be there any more to hear of it.
+            drop(answer.send(Err(self.last_seq)));
             return;
         }
         self.give_up();
@@ -176,33 +184,41 @@ impl Session {
         self.phase = Phase::Ending(End::Resumed);
         let leases = std::mem::take(&mut self.desk.state().leases);
         self.coordinator.metrics.session_leases(-(leases.len() as i64));
-        drop(heir.send(Estate { leases, last_seq: self.last_seq }));
+        // If that one is gone meanwhile, they end by themselves.
+        drop(answer.send(Ok(Estate { leases })));
     }
 
-    pub(super) fn on_resigned(&mut self, session_id: String, seq: Seq, estate: Option<Estate>) {
-        let Some(Estate { leases, last_seq }) = estate else { return self.begin_anew() };
-        if seq <= last_seq {
-            return self.end_in_disorder(seq, last_seq);
-        }
+    pub(super) fn on_resigned(&mut self, session_id: String, seq: Seq, estate: Option<Result<Estate, Seq>>) {
+        let leases = match estate {
+            None => return self.begin_anew(),
+            Some(Err(last_seq)) => return self.end_in_disorder(seq, last_seq),
+            Some(Ok(Estate { leases })) => leases,
+        };
+        let now = self.coordinator.sessions.since_epoch(self.coordinator.now());
         for (lease, mut kept) in leases {
-            (kept.is_queued, kept.looks) = (false, None);
-            // A renewal may have been under way there.
-            kept.tenure.not_renewed(self.coordinator.sessions.since_epoch(self.coordinator.now()), Hindrance::NoQuorum);
-            self.keep(lease, kept);
+            match self.phase {
+                Phase::Ending(_) if self.releases => self.post_release(lease, kept, None),
+                Phase::Ending(_) => {}
+                Phase::Open | Phase::Away(_) => {
+                    (kept.is_queued, kept.looks) = (false, None);
+                    kept.tenure.begin_again(now);
+                    self.keep(lease, kept);
+                }
+            }
         }
         self.opened(Some(session_id), true);
     }
 
+    /// As if the stream had broken.
     pub(super) fn end_in_disorder(&mut self, seq: Seq, after: Seq) {
-        self.give_up();
-        self.phase = Phase::Ending(End::Disorder { seq, after });
-        self.forget_leases();
+        self.on_broken();
+        self.desk.end(End::Disorder { seq, after });
     }
 
     /// In an orderly way: everything is released.
     pub(super) fn close(&mut self) {
         if self.phase == Phase::Open {
-            self.phase = Phase::Ending(End::Closed);
+            (self.phase, self.releases) = (Phase::Ending(End::Closed), true);
             self.acquires.clear();
             self.release_all();
         }
@@ -214,8 +230,10 @@ impl Session {
             return;
         }
         self.give_up();
+        // What is unread there would take room from the other streams of its connection.
+        self.inbox = Box::pin(futures::stream::pending());
         if self.options.release_on_disconnect {
-            self.phase = Phase::Ending(End::Closed);
+            (self.phase, self.releases) = (Phase::Ending(End::Closed), true);
             self.release_all();
         } else if self.options.reattach.is_zero() {
             self.phase = Phase::Ending(End::Closed);
@@ -235,15 +253,17 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        // If it has an end already, that stands.
+        self.desk.end(End::Draining);
+        self.forget_leases();
         let registry = &mut *self.coordinator.sessions.registry();
         registry.count -= 1;
         self.coordinator.metrics.sessions(registry.count);
         // Unless another one goes on under it.
         if let Some(id) = &self.id
-            && registry.by_id.get(id).is_some_and(|heir| heir.same_channel(&self.resign_to))
+            && registry.by_id.get(id).is_some_and(|session| session.same_channel(&self.resign_to))
         {
             registry.by_id.remove(id);
         }
-        self.coordinator.metrics.session_leases(-(self.desk.state().leases.len() as i64));
     }
 }
