@@ -7,7 +7,8 @@
 //! 3. [`coordinator`]: carries the protocol out over all nodes.
 //! 4. [`grpc`]: messages in, messages out. [`admin`]: the HTTP side. [`run`]: wires all of it up.
 //! 5. [`config`], [`args`], [`cli`], [`check`], [`dev`]: what people type.
-//! 6. [`fenced`]: for programs that link this library: a resource that checks tokens.
+//! 6. [`client`] and [`fenced`]: for programs that link this library: locks, and a resource that checks tokens. The command
+//!    line uses the client too.
 //!
 //! # How an acquire flows
 //!
@@ -20,23 +21,41 @@
 //!
 //! # Arrows
 //!
-//! `main -> run -> {config, metrics, grpc}`; `grpc -> coordinator -> {engine, node, metrics}`; `node -> engine -> std`; `cli`
-//! knows the proto only. `tests/tidy` enforces them.
+//! `main -> run -> {config, metrics, grpc}`; `grpc -> coordinator -> {engine, node, metrics}`; `node -> engine -> std`;
+//! `cli -> client -> proto`. `tests/tidy` enforces them.
+//!
+//! # Features
+//!
+//! `server` (default): all of it. `client`: [`client`], [`fenced`] and [`proto`], without what only a proxy
+//! needs.
 
 #[macro_use]
 pub mod mutants;
 
+#[cfg(feature = "server")]
 pub mod admin;
+#[cfg(feature = "server")]
 pub mod args;
+#[cfg(feature = "server")]
 pub mod check;
+#[cfg(feature = "server")]
 pub mod cli;
+#[cfg(feature = "client")]
+pub mod client;
+#[cfg(feature = "server")]
 pub mod config;
+#[cfg(feature = "server")]
 pub mod coordinator;
+#[cfg(feature = "server")]
 pub mod dev;
 pub mod engine;
 pub mod fenced;
+#[cfg(feature = "server")]
 pub mod grpc;
+#[cfg(feature = "server")]
 pub mod metrics;
+#[cfg(feature = "server")]
 pub mod node;
 pub mod proto;
+#[cfg(feature = "server")]
 pub mod run;
