@@ -29,6 +29,8 @@ pub enum Command {
     Dev(DevArgs),
     /// Look at the configured servers themselves, and say what is wrong with them
     Check(CheckArgs),
+    /// Run a command under a lock
+    Run(cli::run::RunArgs),
     /// Take a lock and print its lock id
     Acquire(cli::acquire::AcquireArgs),
     /// Give a lock back
@@ -43,6 +45,9 @@ pub enum Command {
     Watch(cli::watch::WatchArgs),
     /// Show the proxy's view of its nodes
     Nodes(cli::nodes::NodesArgs),
+    /// The step between `run` and its command
+    #[command(hide = true)]
+    RunChild(cli::run::RunChildArgs),
 }
 
 /// `redlockd serve`.

@@ -43,6 +43,9 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve(&args),
         Command::Dev(args) => develop(&args),
         Command::Check(args) => check(&args),
+        // On the main thread: the command dies with the thread that started it.
+        Command::Run(args) => client(cli::run::run(args)),
+        Command::RunChild(args) => ExitCode::from(cli::run::run_child(&args).0),
         Command::Acquire(args) => client(cli::acquire::run(args)),
         Command::Release(args) => client(cli::release::run(args)),
         Command::Renew(args) => client(cli::renew::run(args)),

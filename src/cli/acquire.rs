@@ -108,7 +108,7 @@ fn granted_text(name: &str, granted: &proto::Granted) -> String {
 }
 
 /// `user@host:pid`, within the bounds of a label.
-fn default_owner() -> String {
+pub(super) fn default_owner() -> String {
     let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.name);
     let host = nix::unistd::gethostname().ok().and_then(|host| host.into_string().ok());
     let label = format!(

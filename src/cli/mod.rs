@@ -1,4 +1,4 @@
-//! The client commands: one RPC each, one file each. They know the proto only.
+//! The client commands: one file each. They know the proto only, and `run` the client.
 
 use std::fmt;
 use std::io::{ErrorKind, IsTerminal, Read, Write, stdout};
@@ -15,6 +15,7 @@ pub mod list;
 pub mod nodes;
 pub mod release;
 pub mod renew;
+pub mod run;
 pub mod watch;
 
 /// Whether somebody still reads it: what is long has been seen enough by whoever looks at its head.

@@ -226,7 +226,10 @@ impl Keeper {
         };
         entry.asker = None;
         let is_first = entry.leaving.is_none();
-        let leaving = entry.leaving.get_or_insert_with(|| Leaving { until: now + self.settings.patience, answers: Vec::new() });
+        // Soon after its end there is nothing left to release.
+        let ends = entry.standing.as_ref().map(|standing| standing.valid_until().max(now) + self.settings.patience / 10);
+        let until = ends.into_iter().fold(now + self.settings.patience, Instant::min);
+        let leaving = entry.leaving.get_or_insert_with(|| Leaving { until, answers: Vec::new() });
         leaving.answers.extend(answer);
         if is_first {
             self.begin_to_leave(id);

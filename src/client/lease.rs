@@ -350,7 +350,7 @@ impl Lease {
     }
 
     /// Gives the lock back and waits until a quorum of the nodes has deleted it, for 10 s at most
-    /// ([`super::ClientBuilder::patience`]). The release goes on if this future is dropped.
+    /// ([`super::ClientBuilder::patience`]), and not much longer than until the lease ends anyhow. The release goes on if this future is dropped.
     pub async fn release(self) -> Result<Released, ReleaseError> {
         let Some(hold) = Arc::into_inner(self.hold) else { return Ok(Released::Shared) };
         let (answer, answered) = oneshot::channel();

@@ -8,6 +8,7 @@ mod client;
 mod config;
 mod dev;
 mod list;
+mod run;
 
 use serde_json::Value;
 use support::Ran;
