@@ -572,7 +572,7 @@ impl Keeper {
         }
         let standing = Arc::new(standing);
         entry.standing = Some(standing.clone());
-        entry.phase = Phase::Held { lease: granted.lease, late: Some(half_way(now, standing.lost_at())) };
+        entry.phase = Phase::Held { lease: granted.lease, late: Some(late_at(now, &standing)) };
         self.late.remove(&id);
         if let Some(asker) = entry.asker.take() {
             // Whoever has stopped waiting meanwhile gives it back by its own guard.
@@ -586,7 +586,7 @@ impl Keeper {
         let Some(standing) = &entry.standing else { return };
         standing.prolong(now, end);
         if let Phase::Held { lease, .. } = entry.phase {
-            entry.phase = Phase::Held { lease, late: Some(half_way(now, standing.lost_at())) };
+            entry.phase = Phase::Held { lease, late: Some(late_at(now, standing)) };
             self.late.remove(&id);
         }
         self.plan(id);
@@ -679,7 +679,12 @@ impl Keeper {
                 self.change(id, Phase::Adrift { from: None });
                 self.forget_adoptions(id);
             }
-            Phase::Adopting { .. } => self.adopt_again(now, id, after),
+            Phase::Adopting { .. } => {
+                if let Some(standing) = &entry.standing {
+                    standing.risk(failed.message.clone());
+                }
+                self.adopt_again(now, id, after);
+            }
             Phase::Returning { .. } if failed.code == INVALID_ARGUMENT => {
                 self.finish(id, Err(ReleaseError(failed.message.clone())));
             }
@@ -804,7 +809,7 @@ impl Keeper {
     /// The session should have done something by now. If there is no other proxy, only a silent session is left for another one.
     fn on_late(&mut self, now: Instant, id: u64) {
         let Some(session) = &self.session else { return };
-        let patience = self.entries.get(&id).map_or(Duration::ZERO, |entry| entry.wish.ttl / 3);
+        let patience = self.entries.get(&id).map_or(Duration::ZERO, |entry| entry.wish.ttl / 2);
         if self.settings.has_others || now.saturating_duration_since(session.heard) >= patience {
             self.late.insert(id);
         }
@@ -881,6 +886,14 @@ fn numbers(phase: Phase) -> Vec<u64> {
         Phase::Returning { lease, seq, .. } => vec![lease, seq],
         Phase::Wanted { .. } | Phase::Adrift { .. } | Phase::Elsewhere { .. } | Phase::Calling => Vec::new(),
     }
+}
+
+/// When a lease should have been renewed: at half of its validity, and a little later, so that a proxy that can not renew it has
+/// said so; and early enough for another proxy to try.
+fn late_at(now: Instant, standing: &Standing) -> Instant {
+    let validity = standing.valid_until().saturating_duration_since(now);
+    let left = standing.lost_at().saturating_duration_since(now);
+    now + (validity * 17 / 32).min(left * 3 / 4)
 }
 
 fn half_way(now: Instant, end: Instant) -> Instant {

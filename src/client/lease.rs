@@ -198,17 +198,16 @@ impl Standing {
         Lost { reason: LossReason::NotRenewed, detail }
     }
 
-    /// It goes on until `end` at least; `false` if it was lost before that was known.
-    pub(super) fn prolong(&self, now: Instant, end: Instant) -> bool {
-        if self.is_lost(now) {
-            return false;
-        }
+    /// It goes on until `end` at least, unless it was lost before that was known.
+    pub(super) fn prolong(&self, now: Instant, end: Instant) {
+        self.is_lost(now);
         self.state.send_modify(|state| {
-            let end = self.hold_ends.map_or(end, |hold_ends| hold_ends.min(end));
-            state.valid_until = state.valid_until.max(end);
-            state.risk = None;
+            if state.lost.is_none() {
+                let end = self.hold_ends.map_or(end, |hold_ends| hold_ends.min(end));
+                state.valid_until = state.valid_until.max(end);
+                state.risk = None;
+            }
         });
-        true
     }
 
     /// It has another lock id from now on.
@@ -227,6 +226,26 @@ impl Standing {
 
     pub(super) fn risk(&self, detail: String) {
         self.state.send_modify(|state| state.risk = Some(detail));
+    }
+
+    /// Waits until `seen` gives something, and looks again whenever the state changes and when the time of the lease is over.
+    async fn when<T>(self: Arc<Self>, seen: impl Fn(&State) -> Option<T>) -> T {
+        let mut states = self.state.subscribe();
+        loop {
+            let is_lost = self.is_lost(Instant::now());
+            let lost_at = {
+                let state = states.borrow_and_update();
+                if let Some(seen) = seen(&state) {
+                    return seen;
+                }
+                self.lost_at_of(state.valid_until)
+            };
+            tokio::select! {
+                // Never fails: the sender is here.
+                _ = states.changed() => {}
+                () = sleep_until(lost_at), if !is_lost => {}
+            }
+        }
     }
 }
 
@@ -312,41 +331,13 @@ impl Lease {
     ///
     /// Needs the runtime's timer, and not the client's background task. Does not borrow the lease.
     pub fn lost(&self) -> impl Future<Output = Lost> + Send + use<> {
-        let standing = self.standing().clone();
-        async move {
-            let mut states = standing.state.subscribe();
-            loop {
-                standing.is_lost(Instant::now());
-                let valid_until = {
-                    let state = states.borrow_and_update();
-                    if let Some(lost) = &state.lost {
-                        return lost.clone();
-                    }
-                    state.valid_until
-                };
-                tokio::select! {
-                    // The sender lives in `standing`.
-                    _ = states.changed() => {}
-                    () = sleep_until(standing.lost_at_of(valid_until)) => {}
-                }
-            }
-        }
+        self.standing().clone().when(|state| state.lost.clone())
     }
 
-    /// Comes true while less than half of the validity is left and the lease could not be renewed so far; says why. It may
-    /// be renewed yet. Does not come true for a lease that is lost at once: wait for [`Lease::lost`] beside it.
+    /// Comes true while less than half of the validity is left and the lease could not be renewed so far, and when it is lost;
+    /// says why. It may be renewed yet, unless it is lost.
     pub fn at_risk(&self) -> impl Future<Output = String> + Send + use<> {
-        let standing = self.standing().clone();
-        async move {
-            let mut states = standing.state.subscribe();
-            loop {
-                if let Some(risk) = states.borrow_and_update().risk.clone() {
-                    return risk;
-                }
-                // Never fails: the sender lives in `standing`.
-                let _ = states.changed().await;
-            }
-        }
+        self.standing().clone().when(|state| state.lost.as_ref().map(|lost| lost.detail.clone()).or(state.risk.clone()))
     }
 
     /// Gives the lock back and waits until a quorum of the nodes has deleted it, for 10 s at most
