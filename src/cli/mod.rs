@@ -96,7 +96,7 @@ fn code_name(code: Code) -> String {
 /// How to reach the proxy and how to print.
 #[derive(Args, Clone, Debug)]
 pub struct ClientArgs {
-    /// The proxy
+    /// The proxy, or several with commas: the first one that answers is asked
     #[arg(long, env = "REDLOCKD_SERVER", default_value = "http://127.0.0.1:50051", value_name = "URL")]
     server: String,
     /// How to print the answer; json is one object a line, durations in milliseconds
@@ -112,16 +112,23 @@ enum Output {
 }
 
 impl ClientArgs {
-    /// A connection; `patience` bounds every call on it.
+    /// A connection to the first proxy that answers; `patience` bounds every call on it.
     async fn connect(&self, patience: Duration) -> Result<Channel, CliError> {
-        let url = if self.server.contains("://") { self.server.clone() } else { format!("http://{}", self.server) };
-        let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| {
-            CliError::usage(format!("--server {url}: {error}; a URL such as http://127.0.0.1:50051 is expected"))
-        })?;
-        endpoint.connect_timeout(Duration::from_secs(5)).timeout(patience).connect().await.map_err(|error| CliError {
+        let mut failures = Vec::new();
+        for server in self.server.split(',') {
+            let url = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
+            let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| {
+                CliError::usage(format!("--server {url}: {error}; a URL such as http://127.0.0.1:50051 is expected"))
+            })?;
+            match endpoint.connect_timeout(Duration::from_secs(5)).timeout(patience).connect().await {
+                Ok(channel) => return Ok(channel),
+                Err(error) => failures.push(format!("{url}: {}", chain(&error))),
+            }
+        }
+        Err(CliError {
             text: format!(
-                "no redlockd answers at {url}: {}. Start one with `redlockd dev`, or name it with --server",
-                chain(&error)
+                "no redlockd answers at {}. Start one with `redlockd dev`, or name it with --server",
+                failures.join("; ")
             ),
             code: ExitCode::UNAVAILABLE,
         })

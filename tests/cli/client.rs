@@ -194,6 +194,10 @@ async fn no_server_and_no_quorum_are_69() {
 
     let mut cluster = Cluster::start(3);
     let proxy = Proxy::start_whole(&cluster, &[]).await;
+    // One that answers is enough.
+    let both = format!("{server},{}", proxy.url());
+    let ran: Ran = redlockd().args(["get", "orders/42", "--server", &both]).output().unwrap().into();
+    assert_eq!(ran.code, DONE, "{}", ran.stderr);
     cluster.nodes[0].kill();
     cluster.nodes[2].kill();
     let ran = run(&proxy, &["acquire", "orders/42", "-o", "json"]);
