@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The most instants that are kept. A proxy that reads nothing for so long is given up long before.
+/// The most instants that are kept, of messages that may be named as long ago as the longest wait.
 const MAX_KEPT: usize = 4_096;
 
-/// The instants of the messages that may still be named by a proxy as the newest that it has received, read before each was
-/// sent.
+/// The instants of the messages from which a proxy may count, read before each was sent. A renewal counts from one that came
+/// before it began, so that it may be older than what another answer named before.
 #[derive(Debug, Default)]
 pub(super) struct Sends {
     kept: VecDeque<(u64, Instant)>,
@@ -36,16 +36,14 @@ impl Sends {
     }
 
     /// The instant from which validity counts in an answer that was written `since_ack` after the proxy received message
-    /// `acked`, never later than `now`. `None`: it names a message that was never sent, or an older one than before.
-    pub(super) fn base(&mut self, acked: u64, since_ack: Duration, now: Instant) -> Option<Instant> {
+    /// `acked`, never later than `now`. `None`: it names a message that was never sent.
+    pub(super) fn base(&self, acked: u64, since_ack: Duration, now: Instant) -> Option<Instant> {
         if acked > self.last {
             return None;
         }
-        while self.kept.get(1).is_some_and(|(seq, _)| *seq <= acked) {
-            self.kept.pop_front();
-        }
-        let (seq, sent) = *self.kept.front()?;
-        (seq <= acked).then(|| sent.checked_add(since_ack).map_or(now, |base| base.min(now)))
+        let not_later = self.kept.partition_point(|(seq, _)| *seq <= acked);
+        let (_, sent) = *self.kept.get(not_later.checked_sub(1)?)?;
+        Some(sent.checked_add(since_ack).map_or(now, |base| base.min(now)))
     }
 }
 
@@ -65,7 +63,8 @@ mod tests {
         assert_eq!(sends.base(7, Duration::from_millis(30), at(150)), Some(at(130)));
         assert_eq!(sends.base(7, Duration::from_secs(9), at(150)), Some(at(150)), "not later than now");
         assert_eq!(sends.base(8, Duration::ZERO, at(150)), None, "never sent");
-        assert_eq!(sends.base(3, Duration::ZERO, at(150)), None, "older than one before");
+        assert_eq!(sends.base(3, Duration::ZERO, at(150)), Some(at(0)), "older than one before");
+        assert_eq!(sends.base(5, Duration::ZERO, at(150)), Some(at(0)), "the one before it stands in");
         assert_eq!(sends.base(0, Duration::ZERO, at(150)), None, "none received");
     }
 
@@ -76,7 +75,7 @@ mod tests {
             steps in proptest::collection::vec((1_u64..5, 0_u64..50, prop::option::weighted(0.01, 0_u64..9_000)), 1..6_000)
         ) {
             let (mut sends, start) = (Sends::default(), Instant::now());
-            let (mut all, mut seq, mut now, mut acked) = (Vec::new(), 0, start, 0);
+            let (mut all, mut seq, mut now) = (Vec::new(), 0, start);
             for (step, wait, back) in steps {
                 seq += step;
                 now += Duration::from_millis(wait);
@@ -84,7 +83,7 @@ mod tests {
                 all.push((seq, now));
                 prop_assert!(sends.kept.len() <= MAX_KEPT);
                 let Some(back) = back else { continue };
-                acked = acked.max(seq.saturating_sub(back));
+                let acked = seq.saturating_sub(back);
                 let Some((_, sent)) = all.iter().rev().find(|(seq, _)| *seq <= acked) else { continue };
                 let base = sends.base(acked, Duration::ZERO, now);
                 prop_assert!(base.is_some_and(|base| base <= *sent));

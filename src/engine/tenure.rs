@@ -155,9 +155,13 @@ impl Tenure {
 
     /// For how long a renewal may make it last, if that is more than it has.
     fn useful(&self, now: Duration, heard: Duration) -> Result<Ttl, Hindrance> {
+        let end = self.started + self.lasts.as_duration();
+        // Whatever its client does.
+        if self.hold_ends.is_some_and(|hold_ends| hold_ends <= end) {
+            return Err(Hindrance::MaxHold);
+        }
         let ttl = self.longest(now, heard)?;
-        let is_longer = now + ttl.as_duration() > self.started + self.lasts.as_duration();
-        if is_longer { Ok(ttl) } else { Err(self.bound(heard).1) }
+        if now + ttl.as_duration() > end { Ok(ttl) } else { Err(self.bound(heard).1) }
     }
 
     fn longest(&self, now: Duration, heard: Duration) -> Result<Ttl, Hindrance> {
@@ -270,6 +274,13 @@ mod tests {
         lease.renewed(ms(4_000), ttl(7_000));
         assert_eq!(lease.due(ms(8_000), ms(8_000)), Some(Due::AtRisk(Hindrance::MaxHold)));
         assert_eq!(lease.due(ms(10_900), ms(10_900)), Some(Due::Lost(Hindrance::MaxHold)));
+    }
+
+    #[test]
+    fn a_hold_that_ends_with_the_first_ttl_does_not_wait_for_its_client() {
+        let mut lease = tenure(Some(ms(9_000)));
+        assert_eq!(lease.due(ms(4_000), ms(900)), None);
+        assert_eq!(lease.due(ms(9_990), ms(900)), Some(Due::Lost(Hindrance::MaxHold)));
     }
 
     #[test]
