@@ -688,12 +688,6 @@ impl Keeper {
             Phase::Returning { .. } if failed.code == INVALID_ARGUMENT => {
                 self.finish(id, Err(ReleaseError(failed.message.clone())));
             }
-            // It is renewed until it is asked again.
-            Phase::Returning { lease, .. } if failed.code == RESOURCE_EXHAUSTED => {
-                let late = Some(now + self.pause(after));
-                self.change(id, Phase::Held { lease, late });
-                self.numbers.insert(lease, id);
-            }
             Phase::Returning { .. } => {
                 let from = now + self.pause(after);
                 self.change(id, Phase::Elsewhere { from: Some(from) });
@@ -767,9 +761,6 @@ impl Keeper {
     fn look(&mut self, now: Instant, id: u64) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         if entry.leaving.as_ref().is_some_and(|leaving| leaving.until <= now) {
-            if let Phase::Held { lease, .. } | Phase::Returning { lease, .. } = entry.phase {
-                self.say(Out::Stray(lease));
-            }
             return self.finish(id, Err(ReleaseError("no proxy answered in time".to_owned())));
         }
         if entry.asker.is_some() && entry.answer_by(self.settings.patience).is_some_and(|by| by <= now) {
@@ -803,10 +794,6 @@ impl Keeper {
                 self.say(Out::Adopt(id));
             }
             Phase::Elsewhere { from } if is_due(*from) => self.call(id),
-            Phase::Held { late, .. } if is_due(*late) && entry.leaving.is_some() => {
-                *late = None;
-                self.say(Out::Release(id));
-            }
             Phase::Held { late, .. } | Phase::Adopting { late, .. } if is_due(*late) => {
                 *late = again;
                 self.on_late(now, id);

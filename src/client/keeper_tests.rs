@@ -471,25 +471,6 @@ fn a_release_ends_with_the_answer_of_its_session_or_of_a_call() {
 }
 
 #[test]
-fn a_release_that_a_busy_proxy_refuses_is_asked_again_where_it_is_renewed() {
-    let mut world = World::connected(true);
-    let (id, lease, _) = world.held();
-    let (answer, mut answered) = oneshot::channel();
-    world.keeper.give_back(world.now, id, Some(answer));
-    for _ in 0..2 {
-        let (number, release) = world.says();
-        assert_eq!(release, Say::Release(proto::SessionRelease { lease }));
-        world.hear(number, failed(number, RESOURCE_EXHAUSTED));
-        assert!(world.said().is_empty() && answered.try_recv().is_err());
-        world.pass(ms(20));
-    }
-    let (number, _) = world.says();
-    world.hear(number, freed(lease));
-    assert_eq!(answered.try_recv().unwrap(), Ok(Released::Freed));
-    assert!(world.keeper.is_idle());
-}
-
-#[test]
 fn a_release_after_an_adoption_of_unknown_end_adopts_first() {
     let mut world = World::connected(true);
     let (id, ..) = world.held();
