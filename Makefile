@@ -8,7 +8,7 @@ DURATION ?= 30m
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help run test test-alerts test-compose lint doc install compare stream contended prove-tokens prove-restarts prove-counter prove-sim mutants test-matrix soak clean
+.PHONY: help run test test-alerts test-compose lint doc install compare stream contended prove-tokens prove-restarts prove-counter prove-run prove-failover prove-sim mutants test-matrix soak clean
 
 help:
 	@echo "make run           start five Redis servers, a designated one, and a proxy (ARGS='--nodes 3' ..)"
@@ -20,6 +20,8 @@ help:
 	@echo "make install       build with the profile of a release and install redlockd"
 	@echo "make prove-tokens  50,000 grants over restarts of the counter and the proxies: no token repeats or falls"
 	@echo "make prove-counter  100,000 tokens over every loss of the designated counter: none repeats or falls"
+	@echo "make prove-run     100 commands under locks whose proxy is stopped: each is gone before the lock is somebody else's"
+	@echo "make prove-failover  1,000 leases whose proxy is killed, stopped, drained: none is lost, none is held twice"
 	@echo "make prove-restarts  500 restarts of nodes without persistence under load: no two leases overlap, unless the quarantine is off"
 	@echo "make prove-sim     simulated runs: no promise breaks (SIM_SEEDS=100000 for a night)"
 	@echo "make mutants       break the protocol on purpose, in every way we know: each is caught"
@@ -99,6 +101,15 @@ prove-restarts:
 	@tools/need redis-server=redis-server
 	$(CARGO) test --locked --release --test restarts -- --nocapture
 	MUTANT=quarantine-ignored $(CARGO) test --locked --release --features mutants --test restarts -- --nocapture
+
+# A command under a lock whose proxy is stopped, or a thousand leases whose proxy is killed, stopped or drained.
+prove-run:
+	@tools/need redis-server=redis-server
+	TRIALS=$(or $(TRIALS),100) $(CARGO) test --locked --release --test cli a_proxy_that_stops -- --nocapture
+
+prove-failover:
+	@tools/need redis-server=redis-server
+	LEASES=$(or $(LEASES),1000) $(CARGO) test --locked --release --test client failover -- --nocapture --test-threads 1
 
 prove-counter:
 	@tools/need redis-server=redis-server
