@@ -5,13 +5,24 @@
 mod support;
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc;
 
 use redlockd::proto::{AcquireRequest, NodeVoteState, ReleaseOutcome, get_response};
 use serde_json::{Value, json};
 use support::*;
+
+/// This repository, and the Python with what the tests take from PyPI.
+fn python() -> (&'static Path, PathBuf) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let python = root.join("target/venv/bin/python");
+    assert!(
+        root.join("target/venv/ready").exists() && python.exists(),
+        "target/venv is missing: this test takes libraries from PyPI. `make test` makes it, and so does `make target/venv/ready`"
+    );
+    (root, python)
+}
 
 /// A Python program that answers each line with a line.
 struct Script {
@@ -23,12 +34,7 @@ struct Script {
 
 impl Script {
     fn start(name: &str, args: &[String]) -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let python = root.join("target/venv/bin/python");
-        assert!(
-            root.join("target/venv/ready").exists() && python.exists(),
-            "target/venv is missing: this test takes libraries from PyPI. `make test` makes it, and so does `make target/venv/ready`"
-        );
+        let (root, python) = python();
         let errors = tempfile::NamedTempFile::new().unwrap();
         let mut command = Command::new(python);
         command.arg(root.join("tests/interop").join(name)).args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -132,4 +138,22 @@ async fn a_generic_client_takes_and_releases_a_lock_by_reflection() {
     cluster.no_key_left().await;
     let nodes = call("redlock.v1.OperatorService/ListNodes {}");
     assert_eq!((&nodes["quorum"], nodes["nodes"].as_array().map(Vec::len)), (&json!(3), Some(6)), "{nodes}");
+}
+
+#[tokio::test]
+async fn the_example_in_python_takes_a_lock_keeps_one_in_a_session_and_leaves_nothing() {
+    let cluster = Cluster::start(3);
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
+    let (root, python) = python();
+    let mut command = tokio::process::Command::new(python);
+    command.arg(root.join("examples/python/locks.py")).arg(proxy.url().replace("http://", "")).kill_on_drop(true);
+    let output = tokio::time::timeout(PATIENCE, command.output()).await.expect("an end").unwrap();
+    let (text, errors) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr).into_owned());
+    assert!(output.status.success(), "{text}{errors}");
+    let lines: Vec<&str> = text.lines().collect();
+    let token = |line: &str| -> u64 { line.split([' ', ',']).nth(2).unwrap().parse().unwrap() };
+    assert!(lines[0].ends_with(", valid") && token(lines[2]) > token(lines[0]), "{text}");
+    let rest = ["call: RELEASE_OUTCOME_RELEASED", "session: others find it contended", "session: released True"];
+    assert_eq!([lines[1], lines[3], lines[4]], rest);
+    cluster.no_key_left().await;
 }
