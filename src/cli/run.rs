@@ -156,6 +156,11 @@ async fn run_with(client: &Client, args: &RunArgs, ending: Ending, signals: &mut
         Err(NotTaken::Error(AcquireError::Contended(by))) => return Ok(contended(args, &by)),
         Err(NotTaken::Error(error)) => return Err(failure(&error)),
     };
+    // It may have been suspended since.
+    if !lease.is_valid() {
+        let lost = lease.lost().await;
+        return Err(CliError { text: format!("{}: {lost}", args.name), code: ExitCode::TEMPORARY });
+    }
     let mut group = Group::start(args, &lease)?;
     let code = group.guard(&lease, ending, signals).await?;
     // Only now is nothing of the command left that could rely on the lock.
@@ -317,7 +322,7 @@ impl Group {
     async fn guard(&mut self, lease: &Lease, ending: Ending, signals: &mut Signals) -> Result<ExitCode, CliError> {
         let mut changes = signal(SignalKind::child()).map_err(|error| software("signals", &error))?;
         let mut lost = std::pin::pin!(lease.lost());
-        let mut kill_at = None;
+        let (mut kill_at, mut why) = (None, None);
         self.look(lease)?;
         while self.code.is_none() {
             tokio::select! {
@@ -327,8 +332,8 @@ impl Group {
                     kill_at = Some(Instant::now() + LOOK);
                 }
                 lost = &mut lost, if kill_at.is_none() => {
-                    eprintln!("redlockd: {}: {lost}; its command is ended", lease.name());
                     kill_at = Some(self.ask_to_end(lease, ending));
+                    why = Some(lost);
                 }
                 _ = changes.recv() => self.look(lease)?,
                 Some(signal) = signals.recv() => match signal {
@@ -338,17 +343,27 @@ impl Group {
             }
         }
         self.end_the_rest(lease, ending, kill_at).await;
+        // Not before: whoever reads it may not read now, and the command would outlive its lease.
+        if let Some(lost) = why {
+            eprintln!("redlockd: {}: {lost}; its command has been ended", lease.name());
+        }
         let own = self.code.unwrap_or(ExitCode::SOFTWARE);
         Ok(if kill_at.is_some() { ExitCode::TEMPORARY } else { own })
     }
 
     /// Says when it has to be killed.
     fn ask_to_end(&self, lease: &Lease, ending: Ending) -> Instant {
+        let now = Instant::now();
+        let last = lease.valid_until().checked_sub(ending.margin).unwrap_or(now);
+        if last <= now {
+            // One that was stopped over the end of its lease must not even clean up.
+            self.signal(Signal::SIGKILL);
+            return now;
+        }
         self.signal(ending.signal);
         // One that is stopped can not hear.
         self.signal(Signal::SIGCONT);
-        let last = lease.valid_until().checked_sub(ending.margin);
-        last.map_or_else(Instant::now, |last| last.min(Instant::now() + ending.grace))
+        last.min(now + ending.grace)
     }
 
     /// What the command left behind in its group is ended too.

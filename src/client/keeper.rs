@@ -67,13 +67,13 @@ enum Phase {
     /// Wanted. Asked for at once, or not before an instant.
     Wanted { from: Option<Instant> },
     /// Asked for. `late`: when an answer should have come.
-    Asked { seq: u64, late: Option<Instant> },
+    Asked { seq: u64, sent: Instant, late: Option<Instant> },
     /// Held in this session, as lease number `lease`.
     Held { lease: u64, late: Option<Instant> },
     /// Held, and in no session.
     Adrift { from: Option<Instant> },
     /// Being adopted.
-    Adopting { seq: u64, late: Option<Instant> },
+    Adopting { seq: u64, sent: Instant, late: Option<Instant> },
     /// Being given back in this session.
     Returning { lease: u64, seq: u64, late: Option<Instant> },
     /// To be given back by a call of its own.
@@ -109,6 +109,14 @@ struct Entry {
 
 impl Entry {
     /// When whoever wants the lock is answered at the latest.
+    /// When its message of this number was sent, if that is not answered yet.
+    fn sent(&self, number: u64) -> Option<Instant> {
+        match self.phase {
+            Phase::Asked { seq, sent, .. } | Phase::Adopting { seq, sent, .. } if seq == number => Some(sent),
+            _ => None,
+        }
+    }
+
     fn answer_by(&self, patience: Duration) -> Option<Instant> {
         self.wish.wait_ends?.checked_add(patience)
     }
@@ -364,7 +372,7 @@ impl Keeper {
             min_validity: proto_duration((wish.notice + Duration::from_millis(1)).min(wish.ttl)),
         };
         let max_hold = wish.max_hold.and_then(proto_duration);
-        entry.phase = Phase::Asked { seq, late: Some(now + wait + self.settings.patience / 3) };
+        entry.phase = Phase::Asked { seq, sent: now, late: Some(now + wait + self.settings.patience / 3) };
         self.numbers.insert(seq, id);
         self.plan(id);
         Some(Say::Acquire(proto::SessionAcquire { request: Some(request), max_hold }))
@@ -377,7 +385,7 @@ impl Keeper {
             return None;
         }
         entry.adoptions += 1;
-        entry.phase = Phase::Adopting { seq, late: Some(half_way(now, standing.lost_at())) };
+        entry.phase = Phase::Adopting { seq, sent: now, late: Some(half_way(now, standing.lost_at())) };
         let left = standing.hold_ends().map(|ends| ends.saturating_duration_since(now).max(SHORTEST_HOLD));
         let adopt = proto::SessionAdopt {
             lock_id: standing.lock_id().as_str().to_owned(),
@@ -499,7 +507,13 @@ impl Keeper {
         let end_of = |validity| base.and_then(|base| base.checked_add(duration(validity)));
         match response.message {
             Some(Told::Granted(granted)) => {
-                let end = end_of(granted.validity).ok_or(Fault("a grant that counts from no message of ours"))?;
+                // It may be of long ago: that of its own message is known as long as it is awaited.
+                let sent = self.numbers.get(&granted.lease).and_then(|id| self.entries.get(id)?.sent(response.acked_seq));
+                let end = match sent {
+                    Some(sent) => (sent + since_ack).min(now).checked_add(duration(granted.validity)),
+                    None => end_of(granted.validity),
+                };
+                let end = end.ok_or(Fault("a grant that counts from no message of ours"))?;
                 self.on_granted(now, end, granted);
             }
             Some(Told::Renewed(renewed)) => {
@@ -598,7 +612,11 @@ impl Keeper {
         let Some(standing) = entry.standing.clone() else { return };
         standing.shorten(end);
         if matches!(entry.phase, Phase::Returning { .. }) {
-            return self.finish(id, Ok(Released::NotHeld));
+            return match lost.reason() {
+                SessionLossReason::NotHeld => self.finish(id, Ok(Released::NotHeld)),
+                // Its keys may be there still.
+                _ => self.call(id),
+            };
         }
         let final_word = match lost.reason() {
             SessionLossReason::NotHeld | SessionLossReason::Unspecified => Some(LossReason::NotHeld),

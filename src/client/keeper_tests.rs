@@ -168,6 +168,19 @@ fn a_lease_ends_as_the_proxy_says_counted_from_our_own_sending() {
     assert_eq!(standing.valid_until(), sent + ms(9_500));
 }
 
+/// Of which so much is forgotten that only the first of the session would be left to stand in.
+#[test]
+fn a_grant_after_much_talk_counts_from_its_own_message() {
+    let mut world = World::connected(true);
+    world.go_on(ms(700));
+    let (_, mut answered) = world.ask(world.wish(ms(3_000)));
+    let sent = world.now;
+    let (seq, _) = world.says_acquire();
+    (0..100_000).for_each(|_| drop(world.keeper.close_message(sent)));
+    world.hear(seq, granted(seq, "rl1_a", 9_000));
+    assert_eq!(answered.try_recv().unwrap().unwrap().valid_until(), sent + ms(9_000));
+}
+
 #[test]
 fn a_grant_that_counts_from_nothing_that_was_sent_ends_the_session() {
     let mut world = World::connected(true);

@@ -68,6 +68,9 @@ const DEFAULT_TTL: Duration = Duration::from_secs(10);
 /// The shortest TTL, and the shortest hold, that proxies serve.
 const SHORTEST_TTL: Duration = Duration::from_millis(10);
 
+/// A century.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// How a client is set up.
 #[derive(Clone, Debug)]
 pub struct ClientBuilder {
@@ -89,7 +92,8 @@ impl ClientBuilder {
 
     /// For how long a request is tried beyond its own `wait` when proxies do not answer; also a release. Default: 10 s.
     pub fn patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+        // Longer is for ever, and an instant has to be left beyond it.
+        self.patience = patience.min(LONGEST_PATIENCE);
         self
     }
 

@@ -15,8 +15,18 @@ use crate::{CONFLICT, DONE, TEMPORARY, UNAVAILABLE, USAGE, failed};
 /// `redlockd run FLAGS orders/42 -- COMMAND` at these proxies.
 fn under_lock(proxies: &[&Proxy], flags: &[&str], command: &[&str]) -> Command {
     let servers: Vec<String> = proxies.iter().map(|proxy| proxy.url()).collect();
-    let mut run = redlockd();
-    run.arg("run").args(flags).args(["--server", &servers.join(","), "orders/42", "--"]).args(command).stdin(Stdio::null());
+    // Whoever runs the tests in the background has some signals ignored, which would stay so.
+    let (program, mut run) = (redlockd(), Command::new("env"));
+    for (name, _) in program.get_envs() {
+        run.env_remove(name);
+    }
+    run.arg("--default-signal")
+        .arg(program.get_program())
+        .arg("run")
+        .args(flags)
+        .args(["--server", &servers.join(","), "orders/42", "--"])
+        .args(command)
+        .stdin(Stdio::null());
     run
 }
 
@@ -322,7 +332,8 @@ async fn a_command_that_ignores_a_hangup_is_not_hung_up() {
     let file = directory.path().join("pid");
     let run = under_lock(&[&proxy], &[], &["sh", "-c", "echo $$ > $1; exec sleep 600", "x", file.to_str().unwrap()]);
     let mut nohup = Command::new("nohup");
-    nohup.arg(run.get_program()).args(run.get_args()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // Without what sets the signals back.
+    nohup.args(run.get_args().skip(1)).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut process = Process::spawn(&mut nohup);
     let pid = line_in(&file).await;
     process.signal(Signal::SIGHUP);
