@@ -1,4 +1,4 @@
-//! The client commands: one file each. They know the proto only, and `run` the client.
+//! The client commands: one file each. They know the proto and the client only.
 
 use std::fmt;
 use std::io::{ErrorKind, IsTerminal, Read, Write, stdout};
@@ -8,6 +8,8 @@ use clap::{Args, ValueEnum};
 use serde_json::{Map, Value};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
+
+use crate::client::reason;
 
 pub mod acquire;
 pub mod get;
@@ -122,7 +124,7 @@ impl ClientArgs {
             })?;
             match endpoint.connect_timeout(Duration::from_secs(5)).timeout(patience).connect().await {
                 Ok(channel) => return Ok(channel),
-                Err(error) => failures.push(format!("{url}: {}", chain(&error))),
+                Err(error) => failures.push(format!("{url}: {}", reason(&error))),
             }
         }
         Err(CliError {
@@ -140,17 +142,6 @@ impl ClientArgs {
             Output::Text => println!("{}", text()),
         }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut texts = vec![error.to_string()];
-    let mut source = error.source();
-    while let Some(error) = source {
-        texts.push(error.to_string());
-        source = error.source();
-    }
-    texts.dedup();
-    texts.join(": ")
 }
 
 /// A call that names no wait of its own.

@@ -354,3 +354,15 @@ impl Drop for Pending {
         }
     }
 }
+
+/// An error with what caused it.
+pub(crate) fn reason(error: &dyn std::error::Error) -> String {
+    let mut texts = vec![error.to_string()];
+    let mut source = error.source();
+    while let Some(error) = source {
+        texts.push(error.to_string());
+        source = error.source();
+    }
+    texts.dedup();
+    texts.join(": ")
+}

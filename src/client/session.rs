@@ -4,7 +4,6 @@
 //! connection none. So our side of the stream never ends by itself: either SessionClose was sent, or the socket is shut down
 //! under it, whatever else still holds a part of the stream.
 
-use std::error::Error;
 use std::net::Shutdown;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
@@ -17,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use super::reason;
 use super::sends::Sends;
 use crate::proto::lock_service_client::LockServiceClient;
 use crate::proto::session_request::Message as Say;
@@ -138,16 +138,4 @@ pub(super) async fn release(channel: Channel, lock_id: String, patience: Duratio
     let call = async { LockServiceClient::new(channel).release(ReleaseRequest { lock_id }).await };
     let response = timeout(patience, call).await.ok()?.ok()?;
     Some(response.into_inner().outcome()).filter(|outcome| *outcome != ReleaseOutcome::Unspecified)
-}
-
-/// An error with what caused it.
-fn reason(error: &dyn Error) -> Reason {
-    let mut texts = vec![error.to_string()];
-    let mut source = error.source();
-    while let Some(error) = source {
-        texts.push(error.to_string());
-        source = error.source();
-    }
-    texts.dedup();
-    texts.join(": ")
 }

@@ -10,6 +10,7 @@ use crate::coordinator::attempt::{AcquireSpec, Grant};
 use crate::coordinator::listing::{HeldName, Listing};
 use crate::coordinator::lock_id::LockId;
 use crate::coordinator::question::{Holding, Lease, Vote};
+use crate::coordinator::session::BadField;
 use crate::coordinator::waiting::LineView;
 use crate::coordinator::watch::{Event, Scope};
 use crate::coordinator::{Condition, ServerView};
@@ -30,16 +31,8 @@ const MAX_WAIT: Duration = Duration::from_secs(3600);
 const PAGE_SIZE: usize = 100;
 const MAX_PAGE_SIZE: usize = 1_000;
 
-/// A field out of its bounds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BadField {
-    /// As in the proto file.
-    pub field: &'static str,
-    /// The value as far as it may be shown, and the bound.
-    pub problem: String,
-}
-
-fn bad(field: &'static str, problem: impl Into<String>) -> BadField {
+/// A field that is out of its bounds.
+pub fn bad(field: &'static str, problem: impl Into<String>) -> BadField {
     BadField { field, problem: problem.into() }
 }
 

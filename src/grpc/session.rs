@@ -15,7 +15,7 @@ use crate::coordinator::Coordinator;
 use crate::coordinator::attempt::AcquireFailure;
 use crate::coordinator::question::Released;
 use crate::coordinator::session::{
-    BadRequest, End, Failure as SessionFailure, Inbound, LONGEST_REATTACH, LeaseView, MAX_LEASES, Message, Options, Outbox,
+    BadField, End, Failure as SessionFailure, Inbound, LONGEST_REATTACH, LeaseView, MAX_LEASES, Message, Options, Outbox,
     Request, Told, UNANSWERED, What,
 };
 use crate::engine::fencing::Token;
@@ -27,7 +27,7 @@ use crate::proto;
 use crate::proto::session_request::Message as Asked;
 use crate::proto::session_response::Message as Answer;
 
-use super::convert::{self, BadField, proto_duration};
+use super::convert::{self, bad, proto_duration};
 use super::ending::Ending;
 use super::service::Counted;
 use super::status::{self, Failure, acquire_failure};
@@ -49,8 +49,7 @@ pub fn inbound(
 }
 
 fn read(message: proto::SessionRequest, ttls: &TtlBounds, received: Instant) -> Message {
-    let request = request(message.message, ttls, received)
-        .unwrap_or_else(|BadField { field, problem }| Request::Invalid(BadRequest { field, problem }));
+    let request = request(message.message, ttls, received).unwrap_or_else(Request::Invalid);
     Message { seq: message.seq, received, request }
 }
 
@@ -77,10 +76,6 @@ fn request(message: Option<Asked>, ttls: &TtlBounds, received: Instant) -> Resul
         Some(Asked::KeepAlive(_)) => Request::KeepAlive,
         Some(Asked::Close(_)) => Request::Close,
     })
-}
-
-fn bad(field: &'static str, problem: impl Into<String>) -> BadField {
-    BadField { field, problem: problem.into() }
 }
 
 fn options(open: proto::SessionOpen) -> Result<Options, BadField> {
@@ -204,14 +199,17 @@ fn failed(request: u64, why: SessionFailure) -> proto::SessionFailed {
         SessionFailure::Acquire(failure) => acquire_failure(failure).status,
         SessionFailure::NoQuorum(no_quorum) => Failure::from(no_quorum).status,
         SessionFailure::Cancelled => Status::cancelled("given up by the client; no lock is left behind"),
-        SessionFailure::Invalid(BadRequest { field, problem }) => Failure::from(BadField { field, problem }).status,
+        SessionFailure::Invalid(bad_field) => Failure::from(bad_field).status,
         SessionFailure::NoSuchLease(lease) => Status::not_found(format!(
             "{lease} is no lease of this session (any more): it was lost, released, or never granted"
         )),
         SessionFailure::Hindered(Hindrance::MaxHold) => {
             Status::failed_precondition("it has been held for as long as was asked for (max_hold)")
         }
-        SessionFailure::Hindered(_) => Status::unavailable("it can not be renewed now"),
+        SessionFailure::Hindered(_) => Status::failed_precondition(format!(
+            "too little of its TTL is left for a renewal since its client was heard of; ask for a TTL of {} ms more at least",
+            Ttl::SHORTEST_MS
+        )),
         SessionFailure::TooManyLeases => {
             status::exhausted(
                 format!("{MAX_LEASES} leases are held or wanted in this session; nothing was done"),

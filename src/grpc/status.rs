@@ -8,13 +8,11 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::coordinator::attempt::AcquireFailure;
 use crate::coordinator::listing::{ListFailure, MAX_LISTS};
-use crate::coordinator::session::MAX_SESSIONS;
+use crate::coordinator::session::{BadField, MAX_SESSIONS};
 use crate::coordinator::watch::MAX_WATCHES;
 use crate::coordinator::{NoQuorum, NodeWord};
 use crate::engine::line::Full;
 use crate::metrics::Outcome;
-
-use super::convert::BadField;
 
 /// The `domain` of every `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "redlockd";
@@ -26,7 +24,10 @@ pub fn too_many_watch() -> Failure {
 
 /// Too many sessions.
 pub fn too_many_sessions() -> Failure {
-    exhausted(format!("{MAX_SESSIONS} sessions stand at this proxy"), RETRY_AFTER)
+    exhausted(
+        format!("{MAX_SESSIONS} sessions stand at this proxy; use another one, or one session for many leases"),
+        RETRY_AFTER,
+    )
 }
 
 /// When a failed request may be sent again.

@@ -385,6 +385,11 @@ mod tests {
             mailbox.post(op, log.clone(), now);
         }
         assert_eq!(ops(&mailbox.take(9)), [release(3), renewal(1), check(2), release(1), release(2)]);
+        let adoption = Op::Adopt { key: "k".into(), old: value(4), new: value(5), ttl };
+        for op in [adoption.clone(), release(4), release(5), release(3)] {
+            mailbox.post(op, log.clone(), now);
+        }
+        assert_eq!(ops(&mailbox.take(9)), [release(3), adoption, release(4), release(5)]);
     }
 
     /// Whoever waits for a lock, with somebody who releases it.

@@ -641,25 +641,28 @@ async fn renewals_do_not_count_where_the_marker_does_not_know_of_our_longest_lea
         look.answer_marked(&marker, vec![Reply::Absent]);
         settle().await;
         let ttl = Ttl::from_millis(300_000, Ttl::LONGEST).unwrap();
-        let caller = scene.post(Op::Renew { key: "lock:1".into(), value: value(1), ttl });
+        let renewal = scene.post(Op::Renew { key: "lock:1".into(), value: value(1), ttl });
+        let adoption = scene.post(Op::Adopt { key: "lock:2".into(), old: value(2), new: value(3), ttl });
         loop {
             let call = scene.call().await;
             let answer = |op: &Op| match op {
-                Op::Renew { .. } => Reply::Held { left_ms: 300_000 },
+                Op::Renew { .. } | Op::Adopt { .. } => Reply::Held { left_ms: 300_000 },
                 // Nothing changes here.
                 _ => Reply::Absent,
             };
             let replies = call.ops.iter().map(answer).collect();
             call.answer_marked(&marker, replies);
             settle().await;
-            if !caller.replies().is_empty() {
+            if [&renewal, &adoption].iter().all(|caller| !caller.replies().is_empty()) {
                 break;
             }
         }
-        match (&caller.replies()[..], counts) {
-            ([Reply::Held { left_ms: 300_000 }], true) => {}
-            ([Reply::Unknown(Why { kind: WhyKind::NoVote(_), may_have_landed: true })], false) => {}
-            (replies, _) => panic!("{replies:?} from a node with the marker {marker}"),
+        for caller in [renewal, adoption] {
+            match (&caller.replies()[..], counts) {
+                ([Reply::Held { left_ms: 300_000 }], true) => {}
+                ([Reply::Unknown(Why { kind: WhyKind::NoVote(_), may_have_landed: true })], false) => {}
+                (replies, _) => panic!("{replies:?} from a node with the marker {marker}"),
+            }
         }
     }
 }

@@ -42,7 +42,7 @@ async fn an_adopted_lease_keeps_its_token_and_is_out_of_reach_of_the_stream_that
 #[tokio::test]
 async fn the_old_stream_is_told_that_it_has_lost_it() {
     let (_cluster, _proxies, [mut old, mut new]) = two().await;
-    let (held, _) = old.take("a", 3_000).await;
+    let (held, _) = old.take("a", 10_000).await;
     let adopted = new.adopt(&held.lock_id, 1);
     new.granted(adopted).await;
     let lost = old.lost(held.lease).await;

@@ -74,7 +74,7 @@ async fn a_client_comes_back_to_what_it_held() {
     let open = SessionOpen { reattach: seconds(120), ..SessionOpen::default() };
     let (mut session, opened) = Session::open_with(&proxy, 0, open.clone()).await;
     assert!(!opened.resumed && !opened.session_id.is_empty());
-    let (held, end) = session.take("a", 3_000).await;
+    let (held, end) = session.take("a", 6_000).await;
     let last_seq = session.last_seq();
     drop(session);
     // It is renewed without its client, for longer than its TTL.
@@ -125,7 +125,7 @@ async fn a_proxy_that_shuts_down_says_so_and_goes_on_renewing_until_its_leases_h
     let mut proxy = Proxy::start_whole(&cluster, &["--drain-timeout", "60s"]).await;
     let other = Proxy::start_whole(&cluster, &[]).await;
     let (mut session, mut elsewhere) = (Session::open(&proxy).await, Session::open(&other).await);
-    let (held, _) = session.take("a", 3_000).await;
+    let (held, _) = session.take("a", 10_000).await;
     proxy.process.signal(nix::sys::signal::Signal::SIGTERM);
     session.find(|said| matches!(said, Said::Draining(_)).then_some(())).await;
     let refused = session.acquire(want("b"));

@@ -15,7 +15,7 @@ async fn a_lease_is_renewed_without_a_call_for_longer_than_its_ttl() {
     let cluster = Cluster::start(5);
     let proxy = Proxy::start_whole(&cluster, &[]).await;
     let mut session = Session::open(&proxy).await;
-    let (lease, mut end) = session.take("a", 3_000).await;
+    let (lease, mut end) = session.take("a", 6_000).await;
     assert_eq!(proxy.metric("redlock_sessions").await, 1.0);
     assert_eq!(proxy.metric("redlock_session_leases").await, 1.0);
     let first_end = end;

@@ -24,9 +24,9 @@ use super::{Failure, LeaseNumber, Seq};
 /// A message for the client.
 #[derive(Debug)]
 pub struct Told {
-    /// The newest message that had been received.
+    /// The message from which it counts: of a lease, one that came before the operations began that it stands by; else the newest.
     pub acked: Seq,
-    /// Since when.
+    /// The time since its receipt.
     pub since: Duration,
     /// What.
     pub what: What,

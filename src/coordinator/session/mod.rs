@@ -84,7 +84,7 @@ pub enum Request {
     /// Release everything.
     Close,
     /// Something that can not be.
-    Invalid(BadRequest),
+    Invalid(BadField),
 }
 
 /// How a session shall be.
@@ -100,7 +100,7 @@ pub struct Options {
 
 /// A field out of its bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BadRequest {
+pub struct BadField {
     /// As in the proto file.
     pub field: &'static str,
     /// The value as far as it may be shown, and the bound.
@@ -117,7 +117,7 @@ pub enum Failure {
     /// The client gave it up.
     Cancelled,
     /// A field is out of its bounds.
-    Invalid(BadRequest),
+    Invalid(BadField),
     /// There is no such lease in this session.
     NoSuchLease(LeaseNumber),
     /// It may not be renewed.

@@ -11,7 +11,7 @@ use crate::coordinator::Coordinator;
 
 use super::desk::{Desk, Note, UNREAD};
 use super::{
-    Alarm, Asked, BadRequest, Done, End, Estate, Event, Failure, Heir, Inbound, Message, Options, Phase, Request, Seq, Session,
+    Alarm, Asked, BadField, Done, End, Estate, Event, Failure, Heir, Inbound, Message, Options, Phase, Request, Seq, Session,
     What,
 };
 
@@ -123,7 +123,7 @@ impl Session {
             Request::Open(options) if is_first => self.open(seq, options),
             Request::Open(_) => {
                 let problem = "is not the first message of its stream".to_owned();
-                self.fail(seq, Failure::Invalid(BadRequest { field: "open", problem }));
+                self.fail(seq, Failure::Invalid(BadField { field: "open", problem }));
             }
             Request::Acquire(spec, max_hold) => self.acquire(asked, spec, max_hold),
             Request::Adopt { id, ttl, attempt, max_hold } => self.adopt(asked, id, ttl, attempt, max_hold),
