@@ -1,0 +1,368 @@
+//! The connection that carries votes: one socket, calls one after the other, written and read by the task that asks.
+//!
+//! A client library would put a task of its own and two queues between that task and the socket, and turn every argument and
+//! every entry of a reply into a value of its own: with a call for every few locks, that costs more than all decisions
+//! (`bench/README.md` has the figures). Nothing here reconnects, sends again or times out: see [`super::link`].
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use futures::future::BoxFuture;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_util::io::poll_read_buf;
+
+use super::address::{Address, Transport};
+use super::resp::{self, Answer};
+use super::script::{self, Arg, Raw};
+use super::{Connection, Op, Probe, Replies, ScriptBy, Settings, WireError};
+
+/// Room for what one read brings.
+const READ_BYTES: usize = 16 * 1024;
+
+/// Buffers that grew beyond this for one call are not kept for the next.
+const KEPT_BYTES: usize = 256 * 1024;
+
+/// Settings that matter to a vote.
+const SETTINGS: [&str; 4] = ["maxmemory-policy", "appendonly", "appendfsync", "no-appendfsync-on-rewrite"];
+
+/// What bytes go through.
+trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
+
+/// A connection to a server.
+pub struct Pipe {
+    line: Arc<Mutex<Line>>,
+    /// Calls go one after the other, in the order in which they are first polled.
+    turn: tokio::sync::Mutex<()>,
+    /// Of the process at the other end, once it was probed.
+    run_id: OnceLock<Arc<str>>,
+    script_hash: Arc<str>,
+}
+
+struct Line {
+    socket: Box<dyn Socket>,
+    outgoing: Vec<u8>,
+    sent: usize,
+    incoming: BytesMut,
+    /// Whether a call is under way: it reads, and finds the end if there is one.
+    asking: bool,
+    ended: Option<Arc<str>>,
+    /// Whoever waits for the end.
+    watcher: Option<Waker>,
+}
+
+impl Pipe {
+    /// Connects and logs in. `patience` is how long the peer may be gone before the system ends the connection.
+    pub async fn open(
+        address: &Address,
+        tls: Option<&ClientConfig>,
+        patience: Duration,
+        script_hash: Arc<str>,
+    ) -> Result<Self, WireError> {
+        let socket = dial(&address.transport, tls, patience).await.map_err(|error| closed(&error))?;
+        let line = Line {
+            socket,
+            outgoing: Vec::new(),
+            sent: 0,
+            incoming: BytesMut::new(),
+            asking: false,
+            ended: None,
+            watcher: None,
+        };
+        let (line, turn) = (Arc::new(Mutex::new(line)), tokio::sync::Mutex::new(()));
+        let pipe = Self { line, turn, run_id: OnceLock::new(), script_hash };
+        pipe.log_in(address).await?;
+        Ok(pipe)
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        lock(&self.line)
+    }
+
+    /// With a password, as a user, and into a database, as far as these are named.
+    async fn log_in(&self, address: &Address) -> Result<(), WireError> {
+        let database = address.database.to_string();
+        let mut commands: Vec<Vec<&str>> = Vec::new();
+        if let Some(password) = &address.password {
+            let user = address.username.iter().map(String::as_str);
+            commands.push(std::iter::once("AUTH").chain(user).chain([password.reveal()]).collect());
+        }
+        if address.database > 0 {
+            commands.push(vec!["SELECT", &database]);
+        }
+        let write = |out: &mut Vec<u8>| commands.iter().for_each(|words| resp::write_command(out, words));
+        let answers = self.exchange(commands.len(), write).await?;
+        match answers.into_iter().find_map(Result::err) {
+            Some(error) => Err(WireError::Closed(worded(&error))),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends so many commands and awaits an answer to each.
+    async fn exchange(&self, commands: usize, write: impl FnOnce(&mut Vec<u8>)) -> Result<Vec<Answer>, WireError> {
+        let _turn = self.turn.lock().await;
+        self.line().begin(write).map_err(WireError::Closed)?;
+        let mut under_way = UnderWay { line: &self.line, finished: false };
+        let mut answers = Vec::with_capacity(commands);
+        let outcome = poll_fn(|context| self.line().poll_answers(context, commands, &mut answers)).await;
+        under_way.finished = true;
+        outcome.map(|()| answers).map_err(WireError::Closed)
+    }
+
+    async fn run(&self, batch: &[Op], by: ScriptBy) -> Result<Replies, WireError> {
+        let run_id = self.run_id.get().map_or("", |run_id| &**run_id);
+        let args = script::encode(run_id, batch);
+        let (command, name) = match by {
+            ScriptBy::Hash => ("EVALSHA", &*self.script_hash),
+            ScriptBy::Text => ("EVAL", script::text()),
+        };
+        let answers = self.exchange(1, |out| {
+            let keys = 1 + batch.len();
+            resp::write_head(out, 3 + keys + args.len());
+            resp::write_word(out, command.as_bytes());
+            resp::write_word(out, name.as_bytes());
+            resp::write_number(out, keys as u64);
+            script::keys(batch).for_each(|key| resp::write_word(out, key.as_bytes()));
+            for arg in args {
+                match arg {
+                    Arg::Text(text) => resp::write_word(out, text.as_bytes()),
+                    Arg::Number(number) => resp::write_number(out, number),
+                }
+            }
+        });
+        match answers.await?.pop() {
+            Some(Ok(Raw::List(entries))) => script::decode(batch, entries).map_err(WireError::Server),
+            Some(Err(error)) if error.starts_with("NOSCRIPT") => Err(WireError::NoScript),
+            Some(Err(error)) => Err(WireError::Server(worded(&error))),
+            _ => Err(WireError::Server("the batch script's reply is no list".into())),
+        }
+    }
+
+    async fn ask(&self) -> Result<Probe, WireError> {
+        let answers = self.exchange(1 + SETTINGS.len(), |out| {
+            resp::write_command(out, &["INFO"]);
+            SETTINGS.iter().for_each(|setting| resp::write_command(out, &["CONFIG", "GET", setting]));
+        });
+        let mut answers = answers.await?.into_iter();
+        let info = match answers.next() {
+            Some(Ok(Raw::Bytes(info))) => String::from_utf8_lossy(&info).into_owned(),
+            Some(Err(error)) => return Err(WireError::Server(worded(&error))),
+            _ => return Err(WireError::Closed("its INFO is no text; is it a Redis server?".into())),
+        };
+        let mut probe = read_info(&info, settings(answers))?;
+        // A connection has one process at its other end: what it was at first it stays.
+        probe.run_id = self.run_id.get_or_init(|| probe.run_id).clone();
+        Ok(probe)
+    }
+}
+
+impl Connection for Pipe {
+    fn probe(&self) -> BoxFuture<'_, Result<Probe, WireError>> {
+        Box::pin(self.ask())
+    }
+
+    fn call<'a>(&'a self, batch: &'a [Op], by: ScriptBy) -> BoxFuture<'a, Result<Replies, WireError>> {
+        Box::pin(self.run(batch, by))
+    }
+
+    fn closed(&self) -> BoxFuture<'static, Arc<str>> {
+        let line = self.line.clone();
+        Box::pin(poll_fn(move |context| lock(&line).poll_end(context)))
+    }
+}
+
+fn lock(line: &Mutex<Line>) -> MutexGuard<'_, Line> {
+    line.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A call that nobody awaits any more leaves a reply behind that would be taken for that of the next call: so it ends the
+/// connection.
+struct UnderWay<'a> {
+    line: &'a Mutex<Line>,
+    finished: bool,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            lock(self.line).end("a call was given up".into());
+        }
+    }
+}
+
+impl Line {
+    fn begin(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Result<(), Arc<str>> {
+        if let Some(why) = &self.ended {
+            return Err(why.clone());
+        }
+        self.asking = true;
+        self.sent = 0;
+        self.outgoing.clear();
+        self.outgoing.shrink_to(KEPT_BYTES);
+        write(&mut self.outgoing);
+        Ok(())
+    }
+
+    fn poll_answers(
+        &mut self,
+        context: &mut Context<'_>,
+        commands: usize,
+        answers: &mut Vec<Answer>,
+    ) -> Poll<Result<(), Arc<str>>> {
+        let outcome = match ready!(self.poll_exchange(context, commands, answers)) {
+            Ok(()) => Ok(()),
+            Err(why) => {
+                self.end(why.clone());
+                Err(why)
+            }
+        };
+        self.asking = false;
+        // The task that asks looks for the end itself when it has its answer.
+        if let Some(watcher) = self.watcher.take_if(|watcher| !watcher.will_wake(context.waker())) {
+            watcher.wake();
+        }
+        Poll::Ready(outcome)
+    }
+
+    fn poll_exchange(
+        &mut self,
+        context: &mut Context<'_>,
+        commands: usize,
+        answers: &mut Vec<Answer>,
+    ) -> Poll<Result<(), Arc<str>>> {
+        if let Some(why) = &self.ended {
+            return Poll::Ready(Err(why.clone()));
+        }
+        let sent = self.poll_send(context).map_err(|error| worded(&error.to_string()))?;
+        // What has come is read whether or not all has been sent: a server that answers before may be about to hang up.
+        while answers.len() < commands {
+            match resp::read(&self.incoming)? {
+                Some((answer, length)) => {
+                    self.incoming.advance(length);
+                    answers.push(answer);
+                }
+                None => ready!(self.poll_receive(context))?,
+            }
+        }
+        sent.map(Ok)
+    }
+
+    fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.outgoing.len() {
+            match ready!(Pin::new(&mut self.socket).poll_write(context, &self.outgoing[self.sent..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.sent += written,
+            }
+        }
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+
+    /// At least one byte more; `Err` at the end.
+    fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Arc<str>>> {
+        if self.incoming.is_empty() && self.incoming.capacity() > KEPT_BYTES {
+            self.incoming = BytesMut::new();
+        }
+        self.incoming.reserve(READ_BYTES);
+        match ready!(poll_read_buf(Pin::new(&mut self.socket), context, &mut self.incoming)) {
+            Ok(0) => Poll::Ready(Err("closed by the server".into())),
+            Ok(_) => Poll::Ready(Ok(())),
+            Err(error) => Poll::Ready(Err(error.to_string().into())),
+        }
+    }
+
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<Arc<str>> {
+        if let Some(why) = &self.ended {
+            return Poll::Ready(why.clone());
+        }
+        if !self.watcher.as_ref().is_some_and(|watcher| watcher.will_wake(context.waker())) {
+            self.watcher = Some(context.waker().clone());
+        }
+        if self.asking {
+            return Poll::Pending;
+        }
+        let why = match ready!(self.poll_receive(context)) {
+            Err(why) => why,
+            Ok(()) => format!("it spoke unasked: {}", String::from_utf8_lossy(&self.incoming).trim_end()).into(),
+        };
+        self.end(why.clone());
+        Poll::Ready(why)
+    }
+
+    fn end(&mut self, why: Arc<str>) {
+        self.ended.get_or_insert(why);
+        self.watcher.take().into_iter().for_each(Waker::wake);
+    }
+}
+
+async fn dial(transport: &Transport, tls: Option<&ClientConfig>, patience: Duration) -> io::Result<Box<dyn Socket>> {
+    let (host, port, encrypted) = match transport {
+        Transport::Unix { path } => return Ok(Box::new(UnixStream::connect(path).await?)),
+        Transport::Tcp { host, port, tls } => (host, *port, *tls),
+    };
+    let stream = TcpStream::connect((host.as_str(), port)).await?;
+    stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_tcp_user_timeout(Some(patience))?;
+    match tls.filter(|_| encrypted) {
+        None if encrypted => Err(io::Error::other("TLS is not set up")),
+        None => Ok(Box::new(stream)),
+        Some(config) => {
+            let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
+            Ok(Box::new(TlsConnector::from(Arc::new(config.clone())).connect(name, stream).await?))
+        }
+    }
+}
+
+fn read_info(info: &str, settings: Settings) -> Result<Probe, WireError> {
+    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let need = |name: &str| {
+        field(name).ok_or_else(|| WireError::Closed(format!("its INFO has no `{name}`; is it a Redis server?").into()))
+    };
+    let version = match field("valkey_version") {
+        Some(version) => format!("valkey {version}"),
+        None => format!("redis {}", need("redis_version")?),
+    };
+    Ok(Probe {
+        run_id: need("run_id")?.into(),
+        version: version.into(),
+        uptime: Duration::from_secs(need("uptime_in_seconds")?.parse().unwrap_or_default()),
+        role: need("role")?.into(),
+        cluster: field("cluster_enabled") == Some("1"),
+        loading: field("loading") == Some("1"),
+        settings,
+    })
+}
+
+/// What it may not tell us is not known.
+fn settings(answers: impl Iterator<Item = Answer>) -> Settings {
+    let mut told = answers.map(|answer| match answer {
+        Ok(Raw::List(pair)) => match pair.as_slice() {
+            [_, Raw::Bytes(value)] => Some(Arc::from(String::from_utf8_lossy(value))),
+            _ => None,
+        },
+        _ => None,
+    });
+    let mut next = || told.next().flatten();
+    // In the order of `SETTINGS`.
+    Settings { eviction: next(), append_only: next(), fsync: next(), no_fsync_on_rewrite: next() }
+}
+
+fn closed(error: &io::Error) -> WireError {
+    WireError::Closed(error.to_string().into())
+}
+
+/// An error as the server words it, with the word `auth` where it does not let us in.
+fn worded(error: &str) -> Arc<str> {
+    let keeps_out = ["NOAUTH", "WRONGPASS"].iter().any(|word| error.starts_with(word));
+    if keeps_out { format!("auth: {error}").into() } else { error.into() }
+}
