@@ -1,8 +1,8 @@
--- acquire (A): takes the key if nobody has it.
+-- take over: what becomes of an acquire (A) that finds a value there.
 --
 -- KEYS   the lock's key
 -- ARGV   our value, the TTL in ms
--- Reply  1 set, {value, ms} somebody else's
+-- Reply  1 set in its place, {value, ms} somebody else's
 --
 -- A script, because a retry of the same request may replace the value of an earlier one, which SET alone can not compare.
 -- A value may replace one with the same request and a lower attempt; equal or higher is a refusal. So a late SET of a
@@ -23,12 +23,7 @@ local function supersedes(value, stored)
   return stored_request == request and attempt > stored_attempt
 end
 
-arity.A = 2
-operations.A = function(key, value, ttl)
-  if call('SET', key, value, 'NX', 'PX', ttl) then
-    tell('granted', key, value, ttl)
-    return 1
-  end
+function take_over(key, value, ttl)
   local stored = read(key)
   if not stored or not supersedes(value, stored) then return other(key, stored) end
   -- Only a release shortens the time of a key.

@@ -1,25 +1,48 @@
 -- The end of seldom.lua, and the second half of batch.lua: runs the operations in the order in which they came, each under pcall, so that an error of
 -- one (a full server, a forbidden command) spoils no other.
 
-end
-
-local keys, args = KEYS, ARGV
-local reply = call('TIME')
--- With every vote, so that a node that was emptied a moment ago does not vote.
-reply[3] = read(keys[1]) or ''
-local key, at = 1, 2
-while key < #keys do
-  if not operations[args[at]] then seldom() end
-  local operation, count, width = operations[args[at]], args[at + 1], arity[args[at]]
-  at = at + 2
-  for _ = 1, count do
-    key = key + 1
-    local ok, result = pcall(operation, keys[key], args[at], args[at + 1], args[at + 2], args[at + 3])
-    if not ok then
-      result = type(result) == 'table' and result.err or tostring(result)
+-- Each by itself; `common`: what stands before the arguments of all. Where the next run begins.
+function one_by_one(letter, at, count, common)
+  local operation, width = operations[letter], arity[letter]
+  for i = key + 1, key + count do
+    local ok, entry
+    if common then
+      ok, entry = pcall(operation, keys[i], args[at], common)
+    else
+      ok, entry = pcall(operation, keys[i], args[at], args[at + 1], args[at + 2], args[at + 3])
     end
-    reply[key + 2] = result
+    reply[i + 2] = ok and entry or what(entry)
     at = at + width
   end
+  return at
+end
+
+end
+
+-- With every vote, so that a node that was emptied a moment ago does not vote.
+local marker = try('GET', keys[1])
+if type(marker) == 'table' then
+  seldom()
+  marker = read(keys[1])
+end
+reply[3] = marker or ''
+
+local at = 2
+while key < #keys do
+  local letter, count = args[at], tonumber(args[at + 1])
+  at = at + 2
+  if letter == 'A' then
+    acquire_all(at, count)
+    at = at + 1 + count
+  elseif letter == 'W' and release_all(at, count) then
+    at = at + 1 + count
+  elseif letter == 'W' then
+    seldom()
+    at = one_by_one(letter, at + 1, count, args[at])
+  else
+    seldom()
+    at = one_by_one(letter, at, count)
+  end
+  key = key + count
 end
 return reply

@@ -34,8 +34,12 @@ end
 arity.Q = 3
 operations.Q = function(key, value, ttl, bucket)
   local least = base()
-  local reply = operations.A(key, value, ttl)
-  if reply ~= 1 then return reply end
+  if call('SET', key, value, 'NX', 'PX', ttl) then
+    tell('granted', key, value, ttl)
+  else
+    local entry = take_over(key, value, ttl)
+    if entry ~= 1 then return entry end
+  end
   return {count(bucket, least)}
 end
 

@@ -6,36 +6,34 @@
 --
 -- While somebody listens to `redlockd:watchers`, what becomes of a key is published on `redlockd:watch:{n}`, n from 0 to 255 by
 -- its bytes: what, an id of the lease (a hash of its secret), its time in ms, the owner's label and the key, a line each. Whoever
--- listens to any `redlockd:wake:{n}` listens to `redlockd:waiters` too. Both are asked once a call: cheaper than to publish for nobody.
+-- listens to any `redlockd:wake:{n}` listens to `redlockd:waiters` too: there a release is published as `who.id key`, with the id of the
+-- lease, for every node tells of it. Whoever misses it looks again after a while, so that a user who may not publish costs others time, and
+-- nothing else.
 -- In the script, because what is told has to be in the order in which it happened. Repeated, it is told again.
 
-local watched, awaited
-
-local function ask_who_listens()
-  local told = try('PUBSUB', 'NUMSUB', 'redlockd:watchers', 'redlockd:waiters')
-  watched = type(told[2]) == 'number' and told[2] > 0
-  -- Whoever may not ask tells.
-  awaited = type(told[4]) ~= 'number' or told[4] > 0
-end
-
-local function is_watched()
-  if watched == nil then ask_who_listens() end
-  return watched
-end
-
-local function is_awaited()
-  if awaited == nil then ask_who_listens() end
-  return awaited
-end
-
-local function watch_channel(key)
+-- By the bytes of a key, the same at every proxy.
+local function channel(key)
   local sum = 0
   for at = 1, #key do sum = (sum * 31 + string.byte(key, at)) % 256 end
-  return 'redlockd:watch:' .. sum
+  return sum
 end
 
-local function tell(what, key, value, ms)
-  if not is_watched() then return end
-  local id, label = string.sub(redis.sha1hex(value), 1, 16), string.match(value, ';(.*)$') or ''
-  try('PUBLISH', watch_channel(key), table.concat({what, id, ms, label, key}, '\n'))
+-- Which lease: a hash of its secret.
+local function lease_id(value)
+  return string.sub(redis.sha1hex(value), 1, 16)
+end
+
+function tell(event, key, value, ms)
+  if listeners() == 0 then return end
+  local label = string.match(value, ';(.*)$') or ''
+  try('PUBLISH', 'redlockd:watch:' .. channel(key), table.concat({event, lease_id(value), ms, label, key}, '\n'))
+end
+
+-- A release: also for the proxies where somebody waits. The entry of its reply.
+function tell_release(key, value, sender)
+  tell('released', key, value, 0)
+  local _, waiters = listeners()
+  if waiters == 0 then return {0} end
+  local heard = try('PUBLISH', 'redlockd:wake:' .. channel(key), sender .. '.' .. lease_id(value) .. ' ' .. key)
+  return {type(heard) == 'number' and heard or -1}
 end

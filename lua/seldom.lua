@@ -1,4 +1,4 @@
--- seldom: the operations that most calls have none of, up to the second half of batch.lua, are made only when one of them comes.
+-- seldom: what most calls have no use for, up to the second half of batch.lua, is made only when something of it is wanted.
 --
 -- KEYS   none of its own
 -- ARGV   none of its own
@@ -6,4 +6,30 @@
 --
 -- Every call of a script runs all of it: to make all operations took longer than to carry a handful of them out. Safe to repeat.
 
-local function seldom()
+function seldom()
+
+if operations then return end
+operations, arity = {}, {}
+
+-- An error that was caught, as a text.
+function what(error)
+  return type(error) == 'table' and error.err or tostring(error)
+end
+
+-- The value of a key. `nil` if there is none; `false` if it is of another type.
+function read(key)
+  local value = try('GET', key)
+  if type(value) == 'table' then
+    if string.find(value.err, 'WRONGTYPE', 1, true) then return false end
+    error(value.err, 0)
+  end
+  -- A missing key reads as false.
+  if value == false then return nil end
+  return value
+end
+
+-- The entry for a key that holds `value`, which is not ours.
+local function other(key, value)
+  return {value, call('PTTL', key)}
+end
+

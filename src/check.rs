@@ -194,7 +194,7 @@ async fn untold(node: &RedisNode, connection: &dyn Connection, config: &Config) 
     let key: Key = format!("{prefix}{name}").into();
     let ttl = Ttl::from_millis(1_000, Ttl::LONGEST).unwrap_or(Ttl::LONGEST);
     let acquire = Op::Acquire { key: key.clone(), value: value.clone(), ttl, bucket: None };
-    let wake = Some(WakeUp { channel: 0, sender: "check".into() });
+    let wake = Some(WakeUp { sender: "check".into() });
     let replies = call(connection, &[acquire, Op::Release { key: key.clone(), value, wake }]).await?.replies;
     if let [_, Reply::Released { heard: None }] = replies[..] {
         return Ok(Some("PUBLISH is refused: others who wait are not told of releases"));

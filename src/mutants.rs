@@ -84,7 +84,12 @@ mod chosen {
     /// The script with what the chosen mutant changes in it.
     pub fn in_lua(text: &'static str) -> &'static str {
         let changes = [
-            ("release-without-compare", "if read(key) ~= value then return 0 end", "if not read(key) then return 0 end"),
+            (
+                "release-without-compare",
+                "if read(key) ~= value then return false end",
+                "if not read(key) then return false end",
+            ),
+            ("release-without-compare", "if found[i] == args[at + i] then", "if found[i] then"),
             ("run-id-of-the-counter-ignored", "if owner == run_id then", "if owner then"),
             (
                 "counter-started-without-its-mark",
@@ -95,13 +100,15 @@ mod chosen {
             ("renewal-shortens", "if left >= 0 and left < tonumber(ttl) then", "if left >= 0 then"),
             ("retry-replaces-higher-attempt", "attempt > stored_attempt", "attempt ~= stored_attempt"),
         ];
-        match changes.iter().find(|(name, ..)| is_chosen(name)) {
-            None => text,
-            Some((name, from, to)) => {
-                assert!(text.contains(from), "{name}: the script has no {from:?}");
-                // A leak that ends with the process, which is a test.
-                text.replace(from, to).leak()
-            }
+        let mut changed = std::borrow::Cow::Borrowed(text);
+        for (name, from, to) in changes.iter().filter(|(name, ..)| is_chosen(name)) {
+            assert!(changed.contains(from), "{name}: the script has no {from:?}");
+            changed = changed.replace(from, to).into();
+        }
+        match changed {
+            std::borrow::Cow::Borrowed(text) => text,
+            // A leak that ends with the process, which is a test.
+            std::borrow::Cow::Owned(text) => text.leak(),
         }
     }
 }

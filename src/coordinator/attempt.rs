@@ -297,7 +297,7 @@ impl Ballot {
             (releases, tells)
         };
         let now = coordinator.env.now();
-        let wake = tells.then(|| coordinator.wake_up(&self.name));
+        let wake = tells.then(|| coordinator.wake_up());
         for (node, place) in releases {
             let link = &coordinator.links[node];
             let op = Op::Release { key: coordinator.key(&self.name), value: self.value.clone(), wake: wake.clone() };
@@ -519,7 +519,7 @@ pub(super) fn hand_over(
     release: &Arc<impl ReplyTo + 'static>,
 ) -> Arc<Ballot> {
     let ballot = prepare(coordinator, spec, AcquireRound::new(coordinator.settings.quorum), turns);
-    let (key, wake) = (coordinator.key(&spec.name), coordinator.wake_up(&spec.name));
+    let (key, wake) = (coordinator.key(&spec.name), coordinator.wake_up());
     let reply_to = Arc::new(HandOver { ballot: ballot.clone(), release: release.clone() });
     for (node, link) in coordinator.links.iter().enumerate() {
         let (old, new) = (old.clone(), ballot.value.clone());

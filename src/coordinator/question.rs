@@ -362,7 +362,7 @@ impl Coordinator {
             waiting::hand(&heir, attempt::hand_over(self, &heir.spec, &id.value, turns + 1, &releasing));
             return releasing;
         }
-        let (key, wake) = (self.key(&id.name), self.wake_up(&id.name));
+        let (key, wake) = (self.key(&id.name), self.wake_up());
         let release = || Op::Release { key: key.clone(), value: id.value.clone(), wake: Some(wake.clone()) };
         self.ask(&releasing, self.env.now(), release);
         // What the next in line sends comes after the release.

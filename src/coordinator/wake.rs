@@ -2,7 +2,6 @@
 //! a proxy listens to those in which it has somebody to wake. A message that is lost costs a wait until the next look.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,8 +23,7 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(super) struct Channels {
     wanted: Mutex<BTreeMap<Channel, Wanted>>,
     /// Random, of this process.
-    me: String,
-    releases: AtomicU64,
+    me: Arc<str>,
 }
 
 /// One channel.
@@ -44,17 +42,11 @@ struct Wanted {
 impl Channels {
     /// Listens to nothing; signs with `random`.
     pub fn new(random: u64) -> Self {
-        Self { wanted: Mutex::default(), me: format!("{random:016x}"), releases: AtomicU64::new(0) }
+        Self { wanted: Mutex::default(), me: format!("{random:016x}").into() }
     }
 
     fn wanted(&self) -> MutexGuard<'_, BTreeMap<Channel, Wanted>> {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How the next release is told, on one of the channels. The number tells it from the one after it: every node tells of each.
-    fn wake_up(&self, channel: u8) -> WakeUp {
-        let number = self.releases.fetch_add(1, Ordering::Relaxed);
-        WakeUp { channel, sender: format!("{}.{number}", self.me).into() }
     }
 
     /// The channel is wanted by one more; `listen` if it was not before.
@@ -79,7 +71,7 @@ impl Channels {
     }
 
     fn is_mine(&self, sender: &str) -> bool {
-        sender.split_once('.').is_some_and(|(who, _)| who == self.me)
+        sender.split_once('.').is_some_and(|(who, _)| who == &*self.me)
     }
 }
 
@@ -94,9 +86,9 @@ impl Coordinator {
         Channel::Wake(self.channel_number(name))
     }
 
-    /// How its next release is told.
-    pub(super) fn wake_up(&self, name: &LockName) -> WakeUp {
-        self.channels.wake_up(self.channel_number(name))
+    /// How a release is told.
+    pub(super) fn wake_up(&self) -> WakeUp {
+        WakeUp { sender: self.channels.me.clone() }
     }
 
     /// Somebody waits for a name.

@@ -339,7 +339,7 @@ mod tests {
     }
 
     fn wake() -> WakeUp {
-        WakeUp { channel: 7, sender: "me.1".into() }
+        WakeUp { sender: "me".into() }
     }
 
     fn release(nonce: u128) -> Op {

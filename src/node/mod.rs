@@ -94,8 +94,6 @@ pub fn channel_number(prefix: &str, name: &str) -> u8 {
 /// How a release is told to other proxies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WakeUp {
-    /// On which of the channels.
-    pub channel: u8,
     /// Which proxy says so: it knows already.
     pub sender: Arc<str>,
 }

@@ -17,10 +17,12 @@ pub fn text() -> &'static str {
 
 const TEXT: &str = concat!(
     include_str!("../../lua/batch.lua"),
+    include_str!("../../lua/acquire_all.lua"),
+    include_str!("../../lua/release_all.lua"),
+    include_str!("../../lua/seldom.lua"),
     include_str!("../../lua/events.lua"),
     include_str!("../../lua/acquire.lua"),
     include_str!("../../lua/release.lua"),
-    include_str!("../../lua/seldom.lua"),
     include_str!("../../lua/renew.lua"),
     include_str!("../../lua/repair.lua"),
     include_str!("../../lua/inspect.lua"),
@@ -61,12 +63,13 @@ pub enum Arg<'a> {
 }
 
 /// The arguments of a batch: the `run_id` that the connection was probed with, then for each run of operations of one kind its
-/// letter, how many they are, and the arguments of each.
+/// letter, how many they are, what is common to them, and the arguments of each.
 pub fn encode<'a>(run_id: &'a str, batch: &'a [Op]) -> Vec<Arg<'a>> {
     let mut args = Vec::with_capacity(5 + 2 * batch.len());
     args.push(Arg::Text(run_id));
-    for run in batch.chunk_by(|a, b| letter(a) == letter(b)) {
+    for run in batch.chunk_by(|a, b| letter(a) == letter(b) && common(a) == common(b)) {
         args.extend([Arg::Text(letter(&run[0])), Arg::Number(run.len() as u64)]);
+        args.extend(common(&run[0]));
         run.iter().for_each(|op| encode_one(op, &mut args));
     }
     args
@@ -97,12 +100,20 @@ fn letter(op: &Op) -> &'static str {
     }
 }
 
+/// What all operations of a run have in common, and so is sent once.
+fn common(op: &Op) -> Option<Arg<'_>> {
+    match op {
+        Op::Acquire { ttl, bucket: None, .. } => Some(Arg::Number(ttl.as_millis())),
+        Op::Release { wake: Some(wake), .. } => Some(Arg::Text(&wake.sender)),
+        _ => None,
+    }
+}
+
 fn encode_one<'a>(op: &'a Op, args: &mut Vec<Arg<'a>>) {
     use Arg::{Number, Text};
     match op {
-        Op::Acquire { value, ttl, bucket: None, .. } | Op::Renew { value, ttl, .. } => {
-            args.extend([Text(value.as_str()), Number(ttl.as_millis())]);
-        }
+        Op::Acquire { value, bucket: None, .. } | Op::Release { value, .. } => args.push(Text(value.as_str())),
+        Op::Renew { value, ttl, .. } => args.extend([Text(value.as_str()), Number(ttl.as_millis())]),
         Op::Acquire { value, ttl, bucket: Some(bucket), .. } => {
             args.extend([Text(value.as_str()), Number(ttl.as_millis()), Number(u64::from(*bucket))]);
         }
@@ -120,10 +131,6 @@ fn encode_one<'a>(op: &'a Op, args: &mut Vec<Arg<'a>>) {
         Op::TellCounters { from, .. } | Op::Scan { from, .. } => args.push(Text(from)),
         Op::LiftCounters { base, numbers, .. } => args.extend([Number(*base), Text(numbers)]),
         Op::Repair { value, ends_at, .. } => args.extend([Text(value.as_str()), Number(ends_at.as_millis())]),
-        Op::Release { value, wake, .. } => {
-            args.push(Text(value.as_str()));
-            args.extend(wake.iter().flat_map(|wake| [Number(u64::from(wake.channel)), Text(&wake.sender)]));
-        }
         Op::Tokens { count, mark, .. } => args.extend([Number(*count as u64), Text(mark)]),
         Op::StartCounter { mark, start, ceiling, .. } => args.extend([Text(mark), Number(*start), Number(*ceiling)]),
         Op::AdvanceCounter { ceiling, .. } => args.push(Number(*ceiling)),
@@ -245,6 +252,7 @@ fn entry(op: &Op, raw: Raw) -> Reply {
             [Raw::Integer(heard)] => Reply::Released { heard: heard.try_into().ok() },
             _ => server_error(format!("a release of an unknown form: {list:?}")),
         },
+        (Op::Release { wake: Some(_), .. }, Raw::Integer(1)) => Reply::Released { heard: Some(0) },
         (Op::Scan { .. }, Raw::List(list)) => scanned(&list),
         (_, Raw::Integer(1)) => Reply::Yes,
         (_, Raw::Integer(0)) => Reply::Absent,

@@ -4,7 +4,7 @@
 use super::*;
 
 /// What goes over from a command to Lua and back.
-const SCRIPTS: [&str; 58] = [
+const SCRIPTS: [&str; 61] = [
     // Results.
     "return",
     "return nil",
@@ -31,6 +31,9 @@ const SCRIPTS: [&str; 58] = [
     "return redis.call('GET', 'nothing') == false",
     "return redis.call('GET', 'nothing')",
     "return redis.call('GET', 'counter')",
+    "return redis.call('MGET', 'counter', 'nothing', 'list', 'counter')",
+    "return redis.call('MGET', 'counter', 'nothing', 'list')[3] == false",
+    "return #redis.call('MGET', unpack({'counter', 'nothing', 'list', 'nothing'}, 1, 3))",
     "return redis.call('EXISTS', 'counter', 'counter', 'nothing')",
     "return redis.call('DEL', 'counter', 'nothing')",
     "return type(redis.call('PTTL', 'counter'))",

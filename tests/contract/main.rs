@@ -66,7 +66,7 @@ fn release(key: &str, value: &LockValue) -> Op {
 }
 
 fn hand_over(key: &str, old: &LockValue, new: &LockValue, ttl: Ttl) -> Op {
-    let wake = WakeUp { channel: 7, sender: "me.1".into() };
+    let wake = WakeUp { sender: "me".into() };
     Op::HandOver { key: key.into(), old: old.clone(), new: new.clone(), ttl, bucket: None, wake }
 }
 

@@ -475,7 +475,7 @@ async fn a_hand_over_counts_and_carries_its_release_where_it_can_not() {
             new: new.clone(),
             ttl: LONG,
             bucket: Some(7),
-            wake: WakeUp { channel: 7, sender: "me.1".into() },
+            wake: WakeUp { sender: "me".into() },
         };
         node.one(acquire(KEY, &old, LONG)).await;
         could_not_hand_over(&node.one(counted(&old, &new)).await, true, "NOCOUNTERS");

@@ -3,22 +3,34 @@
 use redlockd::engine::lease::LockValue;
 use redlockd::engine::reply::Reply;
 use redlockd::node::script::Freed;
-use redlockd::node::{Channel, Listener, Op, WakeUp, WireError};
+use redlockd::node::{Channel, Listener, Op, WakeUp, WireError, channel_number};
 
 use crate::subject::Subject;
 use crate::support::PATIENCE;
 use crate::{LONG, acquire, on_every_node, release, value};
 
-const KEY: &str = "lock:a name with blanks";
+/// A key whose releases are told on this channel; it has blanks.
+fn key_on(channel: u8) -> String {
+    let keys = (0..).map(|number| format!("lock:a name with blanks {number}"));
+    keys.into_iter().find(|key| channel_number("", key) == channel).unwrap()
+}
 
 fn tell(value: &LockValue, channel: u8) -> Op {
-    let wake = Some(WakeUp { channel, sender: "me.1".into() });
-    Op::Release { key: KEY.into(), value: value.clone(), wake }
+    let wake = Some(WakeUp { sender: "me".into() });
+    Op::Release { key: key_on(channel).into(), value: value.clone(), wake }
 }
 
 async fn take_and_tell(node: &Subject, channel: u8) -> Reply {
-    node.one(acquire(KEY, &value(1), LONG)).await;
+    node.one(acquire(&key_on(channel), &value(1), LONG)).await;
     node.one(tell(&value(1), channel)).await
+}
+
+/// Who says so, without the number of the lease, and of which key.
+fn told(message: &str) -> (&str, &str) {
+    let Freed { sender, key } = Freed::read(message).unwrap();
+    let (who, lease) = sender.split_once('.').unwrap();
+    assert_eq!(lease.len(), 16, "{message}");
+    (who, key)
 }
 
 fn heard(heard: u32) -> Reply {
@@ -38,7 +50,7 @@ async fn a_release_is_told_to_those_who_listen_to_its_channel() {
         other.subscribe(&[Channel::Wake(8), Channel::Waiters]).await.unwrap();
         assert_eq!(take_and_tell(node, 7).await, heard(1));
         let message = next(&mut *one).await;
-        assert_eq!(Freed::read(&message), Some(Freed { sender: "me.1", key: KEY }));
+        assert_eq!(told(&message), ("me", &*key_on(7)));
         assert_eq!(take_and_tell(node, 10).await, heard(0));
 
         other.subscribe(&[Channel::Wake(7)]).await.unwrap();
@@ -51,12 +63,9 @@ async fn a_release_is_told_to_those_who_listen_to_its_channel() {
         assert_eq!(take_and_tell(node, 7).await, heard(1));
         assert_eq!(take_and_tell(node, 255).await, heard(1));
         // What comes first was sent last: there was nothing in between.
-        let last =
-            Op::Release { key: "lock:last".into(), value: value(1), wake: Some(WakeUp { channel: 9, sender: "me.2".into() }) };
         next(&mut *one).await;
-        node.one(acquire("lock:last", &value(1), LONG)).await;
-        assert_eq!(node.one(last).await, heard(1));
-        assert_eq!(&*next(&mut *one).await, "me.2 lock:last");
+        assert_eq!(take_and_tell(node, 9).await, heard(1));
+        assert_eq!(told(&next(&mut *one).await), ("me", &*key_on(9)));
     })
     .await;
 }
@@ -82,11 +91,11 @@ async fn what_was_not_released_is_not_told() {
         let mut ear = node.listen().await;
         ear.subscribe(&[Channel::Wake(7), Channel::Waiters]).await.unwrap();
         assert_eq!(node.one(tell(&value(1), 7)).await, Reply::Absent, "nothing is there");
-        node.one(acquire(KEY, &value(2), LONG)).await;
+        node.one(acquire(&key_on(7), &value(2), LONG)).await;
         assert_eq!(node.one(tell(&value(1), 7)).await, Reply::Absent, "somebody else's is there");
-        assert_eq!(node.one(release(KEY, &value(2))).await, Reply::Yes, "nobody is to know of it");
+        assert_eq!(node.one(release(&key_on(7), &value(2))).await, Reply::Yes, "nobody is to know of it");
         assert_eq!(take_and_tell(node, 7).await, heard(1));
-        assert_eq!(&*next(&mut *ear).await, format!("me.1 {KEY}"));
+        assert_eq!(told(&next(&mut *ear).await), ("me", &*key_on(7)));
         let more = tokio::time::timeout(std::time::Duration::from_millis(50), ear.next()).await;
         assert!(more.is_err(), "{more:?}");
     })
@@ -102,6 +111,28 @@ async fn who_listens_learns_of_the_end_of_the_server() {
         let end = tokio::time::timeout(PATIENCE, ear.next()).await.expect("an end");
         assert!(matches!(end, Err(WireError::Closed(_))), "{end:?}");
         assert_eq!(take_and_tell(node, 7).await, heard(0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn each_release_of_a_run_answers_and_is_told_for_itself() {
+    on_every_node(async |node| {
+        for (channel, owner) in [(1, 1), (2, 9), (4, 1)] {
+            node.one(acquire(&key_on(channel), &value(owner), LONG)).await;
+        }
+        // The third finds nothing; the last is the first once more.
+        let releases = [1, 2, 3, 4, 1].map(|channel| tell(&value(1), channel));
+        let mut ear = node.listen().await;
+        ear.subscribe(&[Channel::Wake(1), Channel::Wake(2), Channel::Wake(4), Channel::Waiters]).await.unwrap();
+        let replies = node.call(&releases).await.replies;
+        assert_eq!(replies, [heard(1), Reply::Absent, Reply::Absent, heard(1), Reply::Absent]);
+        assert_eq!(told(&next(&mut *ear).await), ("me", &*key_on(1)));
+        assert_eq!(told(&next(&mut *ear).await), ("me", &*key_on(4)));
+        ear.unsubscribe(&[Channel::Waiters]).await.unwrap();
+        node.one(acquire(&key_on(1), &value(1), LONG)).await;
+        assert_eq!(node.call(&releases).await.replies, [heard(0), Reply::Absent, Reply::Absent, Reply::Absent, Reply::Absent]);
+        assert_eq!(node.one(release(&key_on(2), &value(9))).await, Reply::Yes, "it was not touched");
     })
     .await;
 }

@@ -760,7 +760,7 @@ impl ReplyTo for Heir {
 
 fn hand_over(old: u128, new: u128) -> Op {
     let ttl = Ttl::from_millis(10_000, Ttl::LONGEST).unwrap();
-    let wake = WakeUp { channel: 7, sender: "me.1".into() };
+    let wake = WakeUp { sender: "me".into() };
     Op::HandOver { key: format!("lock:{old}").into(), old: value(old), new: value(new), ttl, bucket: None, wake }
 }
 

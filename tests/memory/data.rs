@@ -70,6 +70,8 @@ pub enum Answer {
     Integer(i64),
     Bulk(Vec<u8>),
     Array(Vec<Vec<u8>>),
+    /// Texts, or nothing, one for each key.
+    Texts(Vec<Option<Vec<u8>>>),
     /// Names, and a number for each.
     Counts(Vec<(Vec<u8>, i64)>),
     /// A part of a scan, and where the next one begins.
@@ -81,7 +83,7 @@ type Outcome = Result<Answer, String>;
 /// A command: its name, the least and the most words, whether it writes, whether it may need memory, and what it does.
 type Command = (&'static str, [usize; 2], bool, bool, fn(&mut Data, &[Vec<u8>]) -> Outcome);
 
-const COMMANDS: [Command; 15] = [
+const COMMANDS: [Command; 16] = [
     ("DEL", [2, usize::MAX], true, false, Data::del),
     ("EXISTS", [2, usize::MAX], false, false, Data::exists),
     ("GET", [2, 2], false, false, Data::get),
@@ -90,6 +92,7 @@ const COMMANDS: [Command; 15] = [
     ("HSCAN", [3, 5], false, false, Data::hscan),
     ("HSET", [4, 4], true, true, Data::hset),
     ("INCRBY", [3, 3], true, true, Data::incrby),
+    ("MGET", [2, usize::MAX], false, false, Data::mget),
     ("PEXPIRE", [3, 3], true, false, Data::pexpire),
     ("PTTL", [2, 2], false, false, Data::pttl),
     ("PUBLISH", [3, 3], false, false, Data::publish),
@@ -222,6 +225,11 @@ impl Data {
 
     fn get(&mut self, words: &[Vec<u8>]) -> Outcome {
         Ok(self.text(&text(&words[0]))?.map_or(Answer::Nil, Answer::Bulk))
+    }
+
+    /// A key of another type reads as nothing.
+    fn mget(&mut self, words: &[Vec<u8>]) -> Outcome {
+        Ok(Answer::Texts(words.iter().map(|key| self.text(&text(key)).unwrap_or_default()).collect()))
     }
 
     fn set(&mut self, words: &[Vec<u8>]) -> Outcome {

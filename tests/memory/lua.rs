@@ -108,6 +108,11 @@ fn to_lua(lua: &Lua, outcome: std::result::Result<Answer, String>) -> Result<Val
             let entries = entries.iter().map(|bytes| lua.create_string(bytes)).collect::<Result<Vec<_>>>()?;
             Value::Table(lua.create_sequence_from(entries)?)
         }
+        Ok(Answer::Texts(texts)) => {
+            let nothing = || Ok(Value::Boolean(false));
+            let text = |text: Option<Vec<u8>>| text.map_or_else(nothing, |text| lua.create_string(text).map(Value::String));
+            Value::Table(lua.create_sequence_from(texts.into_iter().map(text).collect::<Result<Vec<_>>>()?)?)
+        }
         Ok(Answer::Counts(counts)) => {
             let table = lua.create_table()?;
             for (name, number) in counts {

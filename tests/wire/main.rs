@@ -11,7 +11,7 @@ use redlockd::proto::{NodeState, ReleaseOutcome, WatchEventKind};
 use support::*;
 
 /// What the README tells operators to allow, and nothing more.
-const LOCK_ACL: [&str; 21] = [
+const LOCK_ACL: [&str; 22] = [
     "on",
     ">hush",
     "resetkeys",
@@ -24,6 +24,7 @@ const LOCK_ACL: [&str; 21] = [
     "+evalsha",
     "+set",
     "+get",
+    "+mget",
     "+del",
     "+pttl",
     "+pexpire",
