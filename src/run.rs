@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
@@ -21,6 +22,7 @@ use crate::coordinator::observer::NodeObserver;
 use crate::coordinator::{Coordinator, Counter, Settings};
 use crate::grpc::delivery::DeliveryLayer;
 use crate::grpc::ending::EndingLayer;
+use crate::grpc::routes::Services;
 use crate::grpc::service::Service;
 use crate::metrics::{Metrics, NodeMetrics, Registry};
 use crate::node::address::Address;
@@ -69,6 +71,10 @@ pub async fn run(config: Config, grpc: TcpListener, http: TcpListener, shutdown:
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let service = Service::new(coordinator.clone(), config.limits.ttl);
+    let others = Routes::new(OperatorServiceServer::new(service.clone()))
+        .add_service(health_service)
+        .add_service(reflection(tonic_reflection::server::Builder::configure()).build_v1()?)
+        .add_service(reflection(tonic_reflection::server::Builder::configure()).build_v1alpha()?);
     let ended = CancellationToken::new();
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -76,12 +82,11 @@ pub async fn run(config: Config, grpc: TcpListener, http: TcpListener, shutdown:
         .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
         .layer(DeliveryLayer)
         .layer(EndingLayer)
-        .add_service(LockServiceServer::new(service.clone()))
-        .add_service(OperatorServiceServer::new(service))
-        .add_service(health_service)
-        .add_service(reflection(tonic_reflection::server::Builder::configure()).build_v1()?)
-        .add_service(reflection(tonic_reflection::server::Builder::configure()).build_v1alpha()?)
-        .serve_with_incoming_shutdown(TcpIncoming::from(grpc).with_nodelay(Some(true)), ended.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(
+            Services::new(LockServiceServer::new(service), others),
+            TcpIncoming::from(grpc).with_nodelay(Some(true)),
+            ended.clone().cancelled_owned(),
+        );
     let mut server = tokio::spawn(server);
     tokio::select! {
         result = &mut server => return Ok(result??),

@@ -6,6 +6,7 @@ pub mod convert;
 pub mod delivery;
 pub mod ending;
 pub mod page_token;
+pub mod routes;
 pub mod service;
 pub mod session;
 pub mod status;

@@ -3,11 +3,12 @@
 //! A place is taken by every operation, and by the release that a SET may need later, so that a full mailbox can refuse a
 //! SET but never loses a release.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustc_hash::{FxBuildHasher, FxHashSet};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -297,15 +298,23 @@ impl Mailbox {
 /// another operation on their value in the same batch, and so before them: a SET would outlive its release, and a renewal
 /// would find the key missing and put it back.
 fn releases_first(batch: Vec<Entry>) -> Vec<Entry> {
-    if !batch.iter().any(|entry| entry.op.is_release()) || batch.iter().all(|entry| entry.op.is_release()) {
+    let releases = batch.iter().filter(|entry| entry.op.is_release()).count();
+    if releases == 0 || releases == batch.len() {
         return batch;
     }
-    let in_use: HashSet<LockValue> = batch.iter().flat_map(|entry| entry.op.goes_before_release_of().cloned()).collect();
-    let overtakes = mutant!("release-overtakes-its-set");
-    let may_go_first = |entry: &Entry| matches!(&entry.op, Op::Release { value, .. } if overtakes || !in_use.contains(value));
-    let (mut ordered, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(may_go_first);
+    let mut goes_first = go_first(&batch).into_iter();
+    let (mut ordered, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(|_| goes_first.next() == Some(true));
     ordered.extend(rest);
     ordered
+}
+
+/// Of each entry.
+fn go_first(batch: &[Entry]) -> Vec<bool> {
+    let mut in_use: FxHashSet<&LockValue> = FxHashSet::with_capacity_and_hasher(batch.len(), FxBuildHasher);
+    in_use.extend(batch.iter().flat_map(|entry| entry.op.goes_before_release_of()));
+    let overtakes = mutant!("release-overtakes-its-set");
+    let goes_first = |entry: &Entry| matches!(&entry.op, Op::Release { value, .. } if overtakes || !in_use.contains(value));
+    batch.iter().map(goes_first).collect()
 }
 
 #[cfg(test)]
@@ -339,7 +348,7 @@ mod tests {
     }
 
     fn wake() -> WakeUp {
-        WakeUp { sender: "me".into() }
+        WakeUp { sender: "me.1".into() }
     }
 
     fn release(nonce: u128) -> Op {
