@@ -366,3 +366,90 @@ fn worded(error: &str) -> Arc<str> {
     let keeps_out = ["NOAUTH", "WRONGPASS"].iter().any(|word| error.starts_with(word));
     if keeps_out { format!("auth: {error}").into() } else { error.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// A connection, and its other end.
+    async fn connected() -> (Pipe, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::parse(&format!("redis://{}", listener.local_addr().unwrap())).unwrap();
+        let (pipe, accepted) =
+            tokio::join!(Pipe::open(&address, None, Duration::from_secs(60), "hash".into()), listener.accept());
+        (pipe.unwrap(), accepted.unwrap().0)
+    }
+
+    async fn asked(peer: &mut TcpStream) {
+        let mut bytes = [0; 256];
+        assert!(peer.read(&mut bytes).await.unwrap() > 0);
+    }
+
+    const EMPTY: &[u8] = b"*3\r\n$1\r\n7\r\n$1\r\n8\r\n$0\r\n\r\n";
+
+    #[tokio::test]
+    async fn a_reply_may_come_in_pieces() {
+        let (pipe, mut peer) = connected().await;
+        let answering = async {
+            asked(&mut peer).await;
+            for byte in EMPTY.chunks(1) {
+                peer.write_all(byte).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        };
+        let (replies, ()) = tokio::join!(pipe.call(&[], ScriptBy::Hash), answering);
+        assert_eq!(replies.unwrap().time.micros, 7_000_008);
+    }
+
+    #[tokio::test]
+    async fn the_end_is_found_with_and_without_a_call() {
+        let (pipe, peer) = connected().await;
+        let closed = pipe.closed();
+        drop(peer);
+        assert!(!closed.await.is_empty());
+        assert!(matches!(pipe.call(&[], ScriptBy::Hash).await, Err(WireError::Closed(_))));
+
+        let (pipe, mut peer) = connected().await;
+        let hanging_up = async {
+            asked(&mut peer).await;
+            drop(peer);
+        };
+        let (replies, ()) = tokio::join!(pipe.call(&[], ScriptBy::Hash), hanging_up);
+        assert!(matches!(replies, Err(WireError::Closed(_))), "{replies:?}");
+    }
+
+    #[tokio::test]
+    async fn what_nobody_asked_for_ends_the_connection_and_is_told() {
+        let (pipe, mut peer) = connected().await;
+        peer.write_all(b"-ERR max number of clients reached\r\n").await.unwrap();
+        assert!(pipe.closed().await.contains("max number of clients reached"));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_redis_server_ends_the_connection() {
+        let (pipe, mut peer) = connected().await;
+        let answering = async {
+            asked(&mut peer).await;
+            peer.write_all(b"HTTP/1.1 400 Bad Request\r\n").await.unwrap();
+        };
+        let (replies, ()) = tokio::join!(pipe.call(&[], ScriptBy::Hash), answering);
+        assert!(matches!(&replies, Err(WireError::Closed(why)) if why.contains("RESP2")), "{replies:?}");
+    }
+
+    /// Or the next one would take its reply for its own.
+    #[tokio::test]
+    async fn a_call_that_is_given_up_ends_the_connection() {
+        let (pipe, mut peer) = connected().await;
+        tokio::select! {
+            biased;
+            _ = pipe.call(&[], ScriptBy::Hash) => panic!("nobody has answered"),
+            () = asked(&mut peer) => {}
+        }
+        peer.write_all(EMPTY).await.unwrap();
+        let next = pipe.call(&[], ScriptBy::Hash).await;
+        assert!(matches!(&next, Err(WireError::Closed(why)) if why.contains("given up")), "{next:?}");
+        assert!(pipe.closed().await.contains("given up"));
+    }
+}
