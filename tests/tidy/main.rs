@@ -221,7 +221,14 @@ fn every_alert_is_tested_and_in_the_readme() {
 #[test]
 fn every_link_between_documents_leads_somewhere() {
     let mut links = 0;
-    for document in ["README.md", "CHANGELOG.md", "docs/guarantees.md", "examples/fencing/README.md", "tests/README.md"] {
+    for document in [
+        "README.md",
+        "CHANGELOG.md",
+        "docs/guarantees.md",
+        "examples/README.md",
+        "examples/fencing/README.md",
+        "tests/README.md",
+    ] {
         let folder = root().join(document).parent().unwrap().to_owned();
         for part in read(document).split("](").skip(1) {
             let (target, _) = part.split_once(')').unwrap();
