@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, getpgrp, getpid, getppid, tcgetpgrp, tcsetpgrp};
+use nix::unistd::{Pid, getpgid, getpgrp, getpid, getppid, getsid, tcgetpgrp, tcsetpgrp};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -57,7 +57,8 @@ running in its process group when it ends is ended in the same way, before the l
 
 The command finds REDLOCK_NAME, REDLOCK_FENCING_TOKEN (let the protected resource refuse a token lower than the highest it has \
 seen) and REDLOCK_LOCK_ID (a secret; out of date as soon as another proxy takes over) in its environment. Of a command that is \
-suspended (Ctrl-Z) the lease ends with its TTL.
+suspended (Ctrl-Z, or in the background because it wants to read from the terminal) the lease ends with its TTL; if it goes on \
+later, it is ended.
 
 Exit codes: that of the command; 128 and the number of the signal that killed it; 126 it can not be executed, 127 it is not \
 there; 1 somebody else has the lock (-E); 64 usage; 69 no proxy, or it can not grant; 75 the lease was lost while the command ran.")]
@@ -265,8 +266,12 @@ struct Terminal;
 
 impl Terminal {
     fn ours() -> Option<Self> {
-        let is_ours = stdin().is_terminal() && stdout().is_terminal() && tcgetpgrp(stdin()) == Ok(getpgrp());
-        is_ours.then_some(Self)
+        (stdout().is_terminal() && Self::is_ours()).then_some(Self)
+    }
+
+    /// Whether we are in its foreground.
+    fn is_ours() -> bool {
+        stdin().is_terminal() && tcgetpgrp(stdin()) == Ok(getpgrp())
     }
 
     fn give_to(&self, group: Pid) {
@@ -277,6 +282,23 @@ impl Terminal {
         let _ = tcsetpgrp(stdin(), group);
         let _ = tty_output.thread_unblock();
     }
+}
+
+/// Whether a shell can have our process group go on after it has been stopped: the first of our ancestors outside of it is of
+/// our session. Else nobody does, and the system does not stop it for the sake of a terminal.
+fn is_a_job() -> bool {
+    let mut ancestor = getppid();
+    while getpgid(Some(ancestor)) == Ok(getpgrp()) {
+        let Some(parent) = parent_of(ancestor) else { return false };
+        ancestor = parent;
+    }
+    getsid(Some(ancestor)).is_ok_and(|session| Ok(session) == getsid(None))
+}
+
+fn parent_of(process: Pid) -> Option<Pid> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    parent.trim().parse().ok().map(Pid::from_raw)
 }
 
 /// The process group of the command. Killed when dropped, unless it has ended.
@@ -393,6 +415,10 @@ impl Group {
                     self.suspend(lease);
                     continue;
                 }
+                Ok(WaitStatus::Stopped(_, why @ (Signal::SIGTTIN | Signal::SIGTTOU))) => {
+                    self.wait_for_terminal(lease, why);
+                    continue;
+                }
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(software("the command can not be waited for", &error)),
             }
@@ -402,6 +428,27 @@ impl Group {
             terminal.give_to(getpgrp());
         }
         Ok(())
+    }
+
+    /// The command can not go on without a terminal that it does not have. From the foreground it gets it. In the background all
+    /// of us stop, as if we and the command were one group, until the shell has us go on. Who is no job of a shell can have it
+    /// never, and would hold the lock for ever.
+    fn wait_for_terminal(&mut self, lease: &Lease, why: Signal) {
+        if !Terminal::is_ours() {
+            if !is_a_job() {
+                eprintln!("redlockd: {}: the command wants a terminal that it can not have, and has been ended", lease.name());
+                return self.signal(Signal::SIGKILL);
+            }
+            self.signal(Signal::SIGSTOP);
+            // Can not fail: it is our own group.
+            let _ = killpg(getpgrp(), why);
+        }
+        if Terminal::is_ours() {
+            self.terminal.insert(Terminal).give_to(self.leader);
+        }
+        if lease.is_valid() {
+            self.signal(Signal::SIGCONT);
+        }
     }
 
     /// Stops with the command, and goes on with it if it still has its lock by then.

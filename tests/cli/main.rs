@@ -9,6 +9,7 @@ mod config;
 mod dev;
 mod list;
 mod run;
+mod terminal;
 
 use serde_json::Value;
 use support::Ran;

@@ -13,7 +13,7 @@ use crate::support::*;
 use crate::{CONFLICT, DONE, TEMPORARY, UNAVAILABLE, USAGE, failed};
 
 /// `redlockd run FLAGS orders/42 -- COMMAND` at these proxies.
-fn under_lock(proxies: &[&Proxy], flags: &[&str], command: &[&str]) -> Command {
+pub fn under_lock(proxies: &[&Proxy], flags: &[&str], command: &[&str]) -> Command {
     let servers: Vec<String> = proxies.iter().map(|proxy| proxy.url()).collect();
     // Whoever runs the tests in the background has some signals ignored, which would stay so.
     let (program, mut run) = (redlockd(), Command::new("env"));
@@ -40,7 +40,7 @@ fn started(proxies: &[&Proxy], flags: &[&str], command: &[&str]) -> Process {
 }
 
 /// Waits for a file, and for a line in it.
-async fn line_in(path: &Path) -> String {
+pub async fn line_in(path: &Path) -> String {
     until("a line in a file", || async {
         let text = std::fs::read_to_string(path).unwrap_or_default();
         text.split_once('\n').map(|(line, _)| line.to_owned())
