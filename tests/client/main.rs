@@ -1,10 +1,17 @@
 //! The Rust client on real proxies and servers: what its guards promise while proxies die, stop, drain and forget.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../oracle/mod.rs"]
+mod oracle;
 #[path = "../support/mod.rs"]
 mod support;
+// What runs under faults record more.
+#[allow(dead_code)]
+#[path = "../faults/record.rs"]
+mod record;
 
 mod failover;
+mod history;
 mod leases;
 
 use std::time::Duration;

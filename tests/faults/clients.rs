@@ -259,7 +259,7 @@ impl Client {
         self.record.note(format_args!("lease {}: {what}, doubt {doubt:?}", lease.id));
         let kept = Instant::now() + doubt;
         if kept < lease.until {
-            self.record.broken_promise(lease.id, lease.until, kept);
+            self.record.promise(lease.id, lease.until, kept);
         }
     }
 

@@ -94,8 +94,8 @@ impl Record {
         accepted
     }
 
-    /// A quorum said that it keeps a lease until then only.
-    pub fn broken_promise(&self, lease: LeaseId, until: Instant, kept_until: Instant) {
+    /// A client relies on a lease, and a quorum said that it keeps it until then.
+    pub fn promise(&self, lease: LeaseId, until: Instant, kept_until: Instant) {
         let (until, kept_until) = (self.at(until), self.at(kept_until));
         self.look().history.promises.push(Promise { lease, until, kept_until });
     }
