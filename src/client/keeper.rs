@@ -36,6 +36,12 @@ const SHORTEST_HOLD: Duration = Duration::from_millis(10);
 /// Bounds of the pause before something is tried again at the same proxy.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
+/// The most adoptions under way: a proxy carries out 8,192 messages of a session at a time, and acquires need a place too.
+const MAX_ADOPTING: usize = 4_096;
+
+/// With less than this part of its TTL left, a lease is not asked for again where there is no room for it.
+const BUSY_FOR: u32 = 4;
+
 /// A message is due when an eighth of the shortest TTL has passed since the last one: the contract says a sixth.
 const SIGNS_PER_TTL: u32 = 8;
 
@@ -173,6 +179,9 @@ pub(super) struct Keeper {
     /// Which entry a number of this session belongs to.
     numbers: BTreeMap<u64, u64>,
     outbox: VecDeque<Out>,
+    /// Entries to be adopted, and the numbers of the adoptions under way.
+    adrift: VecDeque<u64>,
+    adopting: BTreeSet<u64>,
     calls: VecDeque<u64>,
     /// Entries for which this session does too little.
     late: BTreeSet<u64>,
@@ -191,6 +200,8 @@ impl Keeper {
             session: None,
             numbers: BTreeMap::new(),
             outbox: VecDeque::new(),
+            adrift: VecDeque::new(),
+            adopting: BTreeSet::new(),
             calls: VecDeque::new(),
             late: BTreeSet::new(),
             random,
@@ -290,9 +301,22 @@ impl Keeper {
     // What there is to say.
 
     fn say(&mut self, out: Out) {
-        if self.session.is_some() {
-            self.outbox.push_back(out);
+        match out {
+            _ if self.session.is_none() => {}
+            Out::Adopt(id) => self.adrift.push_back(id),
+            out => self.outbox.push_back(out),
         }
+    }
+
+    /// What was adopted makes room for what is still to be.
+    fn may_adopt(&self) -> bool {
+        !self.adrift.is_empty() && self.adopting.len() < MAX_ADOPTING
+    }
+
+    /// Adoptions first: their leases end meanwhile.
+    fn next_out(&mut self) -> Option<Out> {
+        let adopt = if self.may_adopt() { self.adrift.pop_front() } else { None };
+        adopt.map(Out::Adopt).or_else(|| self.outbox.pop_front())
     }
 
     pub(super) fn next_seq(&mut self) -> u64 {
@@ -306,13 +330,13 @@ impl Keeper {
     }
 
     pub(super) fn has_something_to_say(&self, now: Instant) -> bool {
-        !self.outbox.is_empty() || self.keep_alive_due().is_some_and(|due| due <= now)
+        !self.outbox.is_empty() || self.may_adopt() || self.keep_alive_due().is_some_and(|due| due <= now)
     }
 
     /// The next message, to be sent at once: its time counts from `now`.
     pub(super) fn next_message(&mut self, now: Instant) -> Option<SessionRequest> {
         self.session.as_ref()?;
-        while let Some(out) = self.outbox.pop_front() {
+        while let Some(out) = self.next_out() {
             let seq = self.seq + 1;
             if let Some(say) = self.message(out, seq, now) {
                 return Some(self.sent(say, now));
@@ -394,6 +418,7 @@ impl Keeper {
             max_hold: left.and_then(proto_duration),
         };
         self.numbers.insert(seq, id);
+        self.adopting.insert(seq);
         self.plan(id);
         Some(Say::Adopt(adopt))
     }
@@ -450,7 +475,7 @@ impl Keeper {
             }
         }
         adrift.sort_unstable();
-        self.outbox.extend(adrift.iter().map(|(_, id)| Out::Adopt(*id)));
+        self.adrift.extend(adrift.iter().map(|(_, id)| id));
         self.outbox.extend(wanted.into_iter().map(Out::Acquire));
         adrift.into_iter().for_each(|(_, id)| self.plan(id));
     }
@@ -460,6 +485,8 @@ impl Keeper {
         self.session = None;
         self.numbers.clear();
         self.outbox.clear();
+        self.adrift.clear();
+        self.adopting.clear();
         self.late.clear();
         for id in self.entries.keys().copied().collect::<Vec<_>>() {
             self.cut(id);
@@ -549,6 +576,7 @@ impl Keeper {
                 }
                 entry.adoptions = 0;
                 entry.phase = Phase::Held { lease: granted.lease, late: None };
+                self.adopting.remove(&granted.lease);
                 let is_leaving = entry.leaving.is_some();
                 self.on_renewed(now, id, end);
                 if is_leaving {
@@ -632,7 +660,7 @@ impl Keeper {
             }
             None => {
                 standing.risk(lost.detail.clone());
-                self.adopt_again(now, id, None);
+                self.adopt_again(now, id, None, false);
             }
         }
     }
@@ -646,10 +674,11 @@ impl Keeper {
         }
     }
 
-    fn adopt_again(&mut self, now: Instant, id: u64, after: Option<Duration>) {
+    /// In this session, or, unless it `stays`, in the next one if that comes first.
+    fn adopt_again(&mut self, now: Instant, id: u64, after: Option<Duration>, stays: bool) {
         let from = Some(now + self.pause(after));
         self.change(id, Phase::Adrift { from });
-        if self.settings.has_others {
+        if self.settings.has_others && !stays {
             self.late.insert(id);
         }
     }
@@ -698,10 +727,13 @@ impl Keeper {
                 self.forget_adoptions(id);
             }
             Phase::Adopting { .. } => {
-                if let Some(standing) = &entry.standing {
+                let has_time = entry.standing.as_ref().is_some_and(|standing| {
                     standing.risk(failed.message.clone());
-                }
-                self.adopt_again(now, id, after);
+                    now + entry.wish.ttl / BUSY_FOR < standing.lost_at()
+                });
+                // A proxy that has too much to do is not left with all that it has, which another one would have to adopt at once.
+                let stays = failed.code == RESOURCE_EXHAUSTED && has_time;
+                self.adopt_again(now, id, after, stays);
             }
             Phase::Returning { .. } if failed.code == INVALID_ARGUMENT => {
                 self.finish(id, Err(ReleaseError(failed.message.clone())));
@@ -846,6 +878,7 @@ impl Keeper {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         for number in numbers(entry.phase) {
             self.numbers.remove(&number);
+            self.adopting.remove(&number);
         }
         entry.phase = phase;
         self.late.remove(&id);
@@ -859,6 +892,7 @@ impl Keeper {
         let Some(entry) = self.entries.remove(&id) else { return };
         for number in numbers(entry.phase) {
             self.numbers.remove(&number);
+            self.adopting.remove(&number);
         }
         if let Some(instant) = entry.timer {
             self.timers.remove(&(instant, id));

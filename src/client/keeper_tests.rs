@@ -407,6 +407,47 @@ fn what_the_proxy_says_is_lost_is_lost_at_once() {
     assert_eq!((adopt.lock_id.as_str(), adopt.attempt), ("rl1_first", 1));
 }
 
+/// More leases than a proxy adopts at a time: it is given no more than that, and one that is busy is not left with all of them.
+#[test]
+fn many_leases_are_adopted_in_turn_and_a_busy_proxy_is_not_left() {
+    const MANY: usize = MAX_ADOPTING + 1_000;
+    let mut world = World::connected(true);
+    world.places = Arc::new(Semaphore::new(2 * MANY));
+    let leases: Vec<_> = (0..MANY).map(|_| world.held()).collect();
+    world.keeper.on_break();
+    world.connect();
+    let adoptions = world.said();
+    assert_eq!(adoptions.len(), MAX_ADOPTING, "no more at a time");
+    assert!(!world.keeper.has_something_to_say(world.now));
+
+    // Refused for want of room, and asked again in the same session.
+    let (refused, _) = adoptions[0];
+    world.hear(refused, failed(refused, RESOURCE_EXHAUSTED));
+    assert!(!world.keeper.wants_another());
+    assert_eq!(world.said().len(), 1, "another one in its place");
+    world.go_on(ms(1_300));
+    assert!(matches!(world.says(), (_, Say::KeepAlive(_))), "there is no room for it");
+    for (seq, _) in &adoptions[1..1_001] {
+        world.hear(*seq, granted(*seq, "rl1_b", 9_000));
+    }
+    let rest = world.said();
+    assert_eq!(rest.len(), 1_000);
+    assert!(rest.iter().any(|(_, say)| matches!(say, Say::Adopt(adopt) if adopt.attempt == 2)));
+    assert!(!world.keeper.wants_another() && leases.iter().all(|(_, _, standing)| !standing.is_lost(world.now)));
+
+    // A lease that is about to end is worth another proxy.
+    for (after, wants_another) in [(5_900, false), (6_100, true)] {
+        let mut world = World::connected(true);
+        world.held();
+        world.go_on(ms(after));
+        world.keeper.on_break();
+        world.connect();
+        let (seq, _) = world.says_adopt();
+        world.hear(seq, failed(seq, RESOURCE_EXHAUSTED));
+        assert_eq!(world.keeper.wants_another(), wants_another);
+    }
+}
+
 #[test]
 fn an_adoption_that_finds_the_lease_lost_is_final() {
     let mut world = World::connected(true);
