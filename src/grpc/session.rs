@@ -142,10 +142,11 @@ impl Stream for Responses {
 fn write(Told { acked, since, what }: Told) -> proto::SessionResponse {
     let validity = |validity: Option<Validity>| Some(proto_duration(validity.map(Validity::as_duration).unwrap_or_default()));
     let answer = match what {
-        What::Opened { session_id, resumed, leases } => Answer::Opened(proto::SessionOpened {
+        What::Opened { session_id, resumed, leases, more } => Answer::Opened(proto::SessionOpened {
             session_id: session_id.unwrap_or_default(),
             resumed,
             leases: leases.into_iter().map(granted).collect(),
+            more,
         }),
         What::Granted(lease) => Answer::Granted(granted(lease)),
         What::Contended { acquire, owner, retry_after, line } => Answer::Contended(proto::SessionContended {

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 
 use futures::stream::StreamExt as _;
-use redlockd::coordinator::session::{Inbound, LeaseNumber, Message, Outbox, Request, Seq, Told, What};
+use redlockd::coordinator::session::{Inbound, LISTED, LeaseNumber, Message, Options, Outbox, Request, Seq, Told, What};
 use tokio::sync::mpsc;
 
 use super::*;
@@ -127,4 +127,32 @@ async fn those_who_wait_for_much_are_still_heard() {
             what => panic!("{what:?}"),
         }
     }
+}
+
+/// No message is too long for those who come back to very much.
+#[tokio::test(start_paused = true)]
+async fn what_a_session_holds_is_listed_in_parts() {
+    let world = world(3).await;
+    let options = Options { reattach: Duration::from_secs(60), ..Options::default() };
+    let mut client = Client::of(&world);
+    client.send(Request::Open(options.clone()));
+    let What::Opened { session_id, leases, more: false, .. } = client.next().await.unwrap().what else { panic!() };
+    assert!(leases.is_empty());
+    let mut held = Vec::new();
+    for number in 0..2 * LISTED + 5 {
+        held.push(client.take_named(&format!("n{number}"), 300_000).await);
+    }
+    let mut back = Client { seq: client.seq, ..Client::of(&world) };
+    drop(client);
+    back.send(Request::Open(Options { session_id, ..options }));
+    let mut parts = Vec::new();
+    loop {
+        let What::Opened { resumed: true, leases, more, .. } = back.next().await.unwrap().what else { panic!() };
+        parts.push(leases.into_iter().map(|lease| lease.lease).collect::<Vec<_>>());
+        if !more {
+            break;
+        }
+    }
+    assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [LISTED, LISTED, 5]);
+    assert_eq!(parts.concat(), held);
 }

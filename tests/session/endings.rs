@@ -108,6 +108,38 @@ async fn a_client_comes_back_to_what_it_held() {
     assert!(!opened.resumed && opened.leases.is_empty() && opened.session_id != "0".repeat(32));
 }
 
+/// More than a message of the usual 4 MB could list.
+#[tokio::test]
+async fn a_client_comes_back_to_very_much() {
+    const MANY: u64 = 6_000;
+    let cluster = Cluster::start(1);
+    let proxy = Proxy::start_whole(&cluster, &[]).await;
+    let open = SessionOpen { reattach: seconds(120), ..SessionOpen::default() };
+    let (mut session, opened) = Session::open_with(&proxy, 0, open.clone()).await;
+    for first in (0..MANY).step_by(1_000) {
+        let name = |number| format!("{number}{}", "x".repeat(500));
+        let ask = |number| AcquireRequest { ttl: seconds(240), ..want(&name(number)) };
+        let asked: Vec<u64> = (first..first + 1_000).map(|number| session.acquire(ask(number))).collect();
+        for seq in asked {
+            session.granted(seq).await;
+        }
+    }
+    let last_seq = session.last_seq();
+    drop(session);
+    let back = SessionOpen { session_id: opened.session_id, ..open };
+    let (mut session, mut resumed) = Session::open_with(&proxy, last_seq, back).await;
+    let mut listed = resumed.leases.len();
+    while resumed.more {
+        let said = session.next().await.unwrap().unwrap();
+        let Some(Said::Opened(opened)) = said.message else { panic!("{said:?} in between") };
+        listed += opened.leases.len();
+        resumed = opened;
+    }
+    assert_eq!(listed as u64, MANY);
+    session.close();
+    while session.next().await.expect("an orderly end").is_some() {}
+}
+
 #[tokio::test]
 async fn a_session_to_which_nobody_comes_back_ends_with_its_time() {
     let cluster = Cluster::start(3);

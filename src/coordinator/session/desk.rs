@@ -19,7 +19,7 @@ use crate::engine::reply::WhyKind;
 use crate::engine::tenure::{Hindrance, Tenure};
 use crate::engine::validity::{self, Spent, Validity};
 
-use super::{Failure, LeaseNumber, Seq};
+use super::{Failure, LISTED, LeaseNumber, Seq};
 
 /// A message for the client.
 #[derive(Debug)]
@@ -41,8 +41,10 @@ pub enum What {
         session_id: Option<String>,
         /// Whether it is the one that was asked for.
         resumed: bool,
-        /// Its leases.
+        /// Its leases, or so many of them as a message may list.
         leases: Vec<LeaseView>,
+        /// Others follow.
+        more: bool,
     },
     /// A lease.
     Granted(LeaseView),
@@ -122,11 +124,23 @@ pub(super) struct Kept {
 
 /// Something to tell; of a lease, only that there is something.
 pub(super) enum Note {
-    Opened { session_id: Option<String>, resumed: bool },
+    Opened {
+        session_id: Option<String>,
+        resumed: bool,
+        /// The leases up to that one have been listed.
+        after: LeaseNumber,
+    },
     Granted(LeaseNumber),
     Renewed(LeaseNumber),
     AtRisk(LeaseNumber, String),
-    Lost { lease: LeaseNumber, heard: (Seq, Instant), started: Instant, left_ms: u64, reason: Hindrance, detail: String },
+    Lost {
+        lease: LeaseNumber,
+        heard: (Seq, Instant),
+        started: Instant,
+        left_ms: u64,
+        reason: Hindrance,
+        detail: String,
+    },
     Other(What),
 }
 
@@ -230,7 +244,7 @@ impl Desk {
         let now = self.coordinator.now();
         let ((acked, received), what) = match note {
             Note::Other(what) => (newest, what),
-            Note::Opened { session_id, resumed } => (newest, What::Opened { session_id, resumed, leases: self.views() }),
+            Note::Opened { session_id, resumed, after } => (newest, self.list(session_id, resumed, after)),
             Note::Granted(lease) => self.deliver(lease, now)?,
             Note::Renewed(lease) => {
                 let state = &mut *self.state();
@@ -263,11 +277,18 @@ impl Desk {
         validity::validity(kept.tenure.lasts(), spent, self.coordinator.settings.drift)
     }
 
-    /// The leases that its client is known to have been told of. How long they last it is told when they have been renewed.
-    fn views(&self) -> Vec<LeaseView> {
-        let state = self.state();
-        let told = state.leases.iter().filter(|(_, kept)| kept.grant.is_none());
-        told.map(|(lease, kept)| view(*lease, kept, None)).collect()
+    /// The leases that its client is known to have been told of, and if they are many, the rest next. How long they last it is
+    /// told when they have been renewed.
+    fn list(&self, session_id: Option<String>, resumed: bool, after: LeaseNumber) -> What {
+        let state = &mut *self.state();
+        let told = state.leases.range(after + 1..).filter(|(_, kept)| kept.grant.is_none());
+        let mut leases: Vec<LeaseView> = told.take(LISTED + 1).map(|(lease, kept)| view(*lease, kept, None)).collect();
+        let more = leases.len() > LISTED;
+        leases.truncate(LISTED);
+        if let Some(last) = leases.last().filter(|_| more) {
+            state.notes.push_front(Note::Opened { session_id: session_id.clone(), resumed, after: last.lease });
+        }
+        What::Opened { session_id, resumed, leases, more }
     }
 
     /// From now on the lease is the client's, if there is enough of it left.

@@ -34,6 +34,9 @@ pub const MAX_SESSIONS: usize = 10_000;
 /// The most leases of a session.
 pub const MAX_LEASES: usize = 100_000;
 
+/// The most leases of a session that one message lists: with the longest names they are about a megabyte, and clients take 4.
+pub const LISTED: usize = 1_000;
+
 /// The most acquires, adoptions and renewals of a client that are being carried out.
 pub const UNANSWERED: usize = 8_192;
 

@@ -166,7 +166,7 @@ impl Session {
         if let Some(id) = &session_id {
             self.coordinator.sessions.registry().by_id.insert(id.clone(), self.resign_to.clone());
         }
-        self.desk.tell(Note::Opened { session_id, resumed });
+        self.desk.tell(Note::Opened { session_id, resumed, after: 0 });
     }
 
     /// Another stream goes on with what is here.
