@@ -22,6 +22,9 @@ mod cpu;
 mod line;
 mod load;
 mod report;
+// Written by the commands to come, read by the report.
+#[allow(dead_code)]
+mod results;
 mod servers;
 mod stats;
 mod targets;
