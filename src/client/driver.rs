@@ -48,9 +48,20 @@ pub(super) struct Driver {
     pub(super) proxies: Proxies,
     pub(super) session: Option<Session>,
     pub(super) opening: Option<Opening>,
+    pub(super) successor: Option<Successor>,
     pub(super) calls: JoinSet<(u64, Option<ReleaseOutcome>)>,
     /// Who waits for the end.
     pub(super) ends: Option<Vec<oneshot::Sender<()>>>,
+}
+
+/// A session that takes the place of the one that stands as soon as that one has given its last answers.
+#[derive(Debug)]
+pub(super) struct Successor {
+    session: Session,
+    sends: Sends,
+    proxy: usize,
+    /// It waits no longer.
+    by: Instant,
 }
 
 /// Where sessions can be opened, one after the other.
@@ -79,10 +90,14 @@ impl Proxies {
             0 => Duration::ZERO,
             _ => (PAUSE.0 * 2_u32.pow(rounds.min(8) - 1)).min(PAUSE.1).mul_f64(rand::random_range(0.5..=1.0)),
         };
-        // Others have to get their turn before a lease ends.
         let left = shortest_left.unwrap_or(Duration::MAX) / 4;
-        let patience = self.open_timeout.min(left.max(SHORTEST_OPENING));
-        (self.endpoints[self.tried].clone(), pause.min(left), patience)
+        (self.endpoints[self.tried].clone(), pause.min(left), self.patience(shortest_left))
+    }
+
+    /// For how long one proxy is waited for: others have to get their turn before a lease ends.
+    fn patience(&self, shortest_left: Option<Duration>) -> Duration {
+        let left = shortest_left.unwrap_or(Duration::MAX) / 4;
+        self.open_timeout.min(left.max(SHORTEST_OPENING))
     }
 }
 
@@ -100,6 +115,7 @@ impl Driver {
     /// Until the client is shut down, or nobody holds a part of it any more.
     pub(super) async fn run(mut self) {
         while !self.is_over() {
+            self.move_on();
             self.begin_opening();
             self.begin_calls();
             match self.next_event().await {
@@ -123,6 +139,7 @@ impl Driver {
         let has_to_say = self.session.is_some() && self.keeper.has_something_to_say(Instant::now());
         let outbound = self.session.as_ref().filter(|_| has_to_say).map(Session::outbound);
         let looks = if has_to_say { self.keeper.next_timer() } else { self.keeper.next_look() };
+        let looks = looks.into_iter().chain(self.successor.as_ref().map(|successor| successor.by)).min();
         tokio::select! {
             command = self.commands.recv(), if self.has_callers => Event::Command(command),
             heard = next_of(&mut self.session) => Event::Heard(heard),
@@ -136,6 +153,7 @@ impl Driver {
     /// A session is wanted if there is something to do and none stands, or if the one that stands does too little.
     fn begin_opening(&mut self) {
         let is_wanted = match self.session {
+            _ if self.successor.is_some() => false,
             None => !self.keeper.is_idle(),
             Some(_) => self.keeper.wants_another(),
         };
@@ -198,15 +216,27 @@ impl Driver {
         }
     }
 
-    /// The session that stood until now is left: it breaks, which releases nothing, and the new one adopts what it held.
     fn on_opened(&mut self, opened: Result<(Session, Sends), String>) {
         self.opening = None;
         if let Ok((session, sends)) = opened {
-            self.keeper.on_break();
-            self.session = Some(session);
-            self.proxies.current = Some(self.proxies.tried);
-            self.keeper.on_session(Instant::now(), sends);
+            let now = Instant::now();
+            let by = now + self.proxies.patience(self.keeper.shortest_left(now));
+            self.keeper.leave();
+            self.successor = Some(Successor { session, sends, proxy: self.proxies.tried, by });
         }
+    }
+
+    /// The session that stood until now is left: it breaks, which releases nothing, and the new one adopts what it held.
+    fn move_on(&mut self) {
+        let now = Instant::now();
+        let may_leave = self.session.is_none() || self.keeper.may_leave();
+        let Some(Successor { session, sends, proxy, .. }) = self.successor.take_if(|next| may_leave || next.by <= now) else {
+            return;
+        };
+        self.keeper.on_break();
+        self.session = Some(session);
+        self.proxies.current = Some(proxy);
+        self.keeper.on_session(now, sends);
     }
 
     fn on_room(&mut self, room: Option<mpsc::OwnedPermit<crate::proto::SessionRequest>>) {

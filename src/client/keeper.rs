@@ -114,7 +114,6 @@ struct Entry {
 }
 
 impl Entry {
-    /// When whoever wants the lock is answered at the latest.
     /// When its message of this number was sent, if that is not answered yet.
     fn sent(&self, number: u64) -> Option<Instant> {
         match self.phase {
@@ -123,6 +122,7 @@ impl Entry {
         }
     }
 
+    /// When whoever wants the lock is answered at the latest.
     fn answer_by(&self, patience: Duration) -> Option<Instant> {
         self.wish.wait_ends?.checked_add(patience)
     }
@@ -165,6 +165,8 @@ struct Session {
     last_sent: Instant,
     heard: Instant,
     is_draining: bool,
+    /// Another one is ready to take its place: nothing more is said in this one, and these entries wait for its last answers.
+    left_by: Option<Vec<u64>>,
 }
 
 /// See the head of this file.
@@ -324,18 +326,24 @@ impl Keeper {
         self.seq
     }
 
+    fn is_being_left(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.left_by.is_some())
+    }
+
     fn keep_alive_due(&self) -> Option<Instant> {
         let (ttl, _) = self.ttls.first_key_value()?;
-        Some(self.session.as_ref()?.last_sent + *ttl / SIGNS_PER_TTL)
+        let session = self.session.as_ref().filter(|session| session.left_by.is_none())?;
+        Some(session.last_sent + *ttl / SIGNS_PER_TTL)
     }
 
     pub(super) fn has_something_to_say(&self, now: Instant) -> bool {
-        !self.outbox.is_empty() || self.may_adopt() || self.keep_alive_due().is_some_and(|due| due <= now)
+        let has_news = (!self.outbox.is_empty() || self.may_adopt()) && !self.is_being_left();
+        has_news || self.keep_alive_due().is_some_and(|due| due <= now)
     }
 
     /// The next message, to be sent at once: its time counts from `now`.
     pub(super) fn next_message(&mut self, now: Instant) -> Option<SessionRequest> {
-        self.session.as_ref()?;
+        self.session.as_ref().filter(|session| session.left_by.is_none())?;
         while let Some(out) = self.next_out() {
             let seq = self.seq + 1;
             if let Some(say) = self.message(out, seq, now) {
@@ -434,6 +442,9 @@ impl Keeper {
 
     /// The next lease to be given back by a call of its own.
     pub(super) fn next_call(&mut self) -> Option<(u64, LockId)> {
+        if self.is_being_left() {
+            return None;
+        }
         while let Some(id) = self.calls.pop_front() {
             let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.phase == Phase::Elsewhere { from: None }) else {
                 continue;
@@ -461,7 +472,7 @@ impl Keeper {
 
     /// A session stands: everything that needs one is said in it.
     pub(super) fn on_session(&mut self, now: Instant, sends: Sends) {
-        self.session = Some(Session { sends, last_sent: now, heard: now, is_draining: false });
+        self.session = Some(Session { sends, last_sent: now, heard: now, is_draining: false, left_by: None });
         let mut adrift: Vec<(Instant, u64)> = Vec::new();
         let mut wanted = Vec::new();
         for (id, entry) in &mut self.entries {
@@ -478,6 +489,24 @@ impl Keeper {
         self.adrift.extend(adrift.iter().map(|(_, id)| id));
         self.outbox.extend(wanted.into_iter().map(Out::Acquire));
         adrift.into_iter().for_each(|(_, id)| self.plan(id));
+    }
+
+    /// Another session is ready to take the place of the one that stands.
+    pub(super) fn leave(&mut self) {
+        let under_way = self.entries.iter().filter(|(_, entry)| is_under_way(entry.phase)).map(|(id, _)| *id).collect();
+        if let Some(session) = &mut self.session {
+            session.left_by = Some(under_way);
+        }
+    }
+
+    /// Whether the session that stands can be left for the other one now. From a proxy that shuts down in order the answers to
+    /// what was said come first: without that of a release nobody could say whether the lease had been held to its end.
+    pub(super) fn may_leave(&self) -> bool {
+        let Some(session) = self.session.as_ref().filter(|session| session.is_draining && self.late.is_empty()) else {
+            return true;
+        };
+        let waits = |id: &u64| self.entries.get(id).is_some_and(|entry| is_under_way(entry.phase));
+        !session.left_by.iter().flatten().any(waits)
     }
 
     /// The session is gone, and nothing can be known of what was under way in it.
@@ -928,6 +957,14 @@ impl Keeper {
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let pause = after.unwrap_or(PAUSE.0 * 10).clamp(PAUSE.0, PAUSE.1);
         pause / 2 + pause.mul_f64((self.random >> 33) as f64 / f64::from(1_u32 << 31)) / 2
+    }
+}
+
+/// Whether the proxy has been asked for something and has not answered.
+fn is_under_way(phase: Phase) -> bool {
+    match phase {
+        Phase::Asked { .. } | Phase::Adopting { .. } | Phase::Returning { .. } | Phase::Calling => true,
+        Phase::Wanted { .. } | Phase::Held { .. } | Phase::Adrift { .. } | Phase::Elsewhere { .. } => false,
     }
 }
 

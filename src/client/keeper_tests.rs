@@ -560,6 +560,72 @@ fn a_proxy_that_drains_is_asked_for_nothing_new() {
     drop((waiting, new));
 }
 
+/// The answer to a release that a draining proxy has carried out must not be lost: whoever asks again finds nothing, and can
+/// not say whether the lease had been held to its end.
+#[test]
+fn a_proxy_that_drains_is_left_after_its_last_answer() {
+    let mut world = World::connected(true);
+    let (id, lease, _held) = world.held();
+    let (answer, mut released) = oneshot::channel();
+    world.keeper.give_back(world.now, id, Some(answer));
+    let (number, _) = world.says();
+    let (waiter, mut waiting) = world.ask(world.wish(ms(60_000)));
+    let (asked, _) = world.says_acquire();
+    world.hear(number, Told::Draining(proto::SessionDraining {}));
+    assert!(world.keeper.wants_another());
+
+    // Another session is ready.
+    world.keeper.leave();
+    let (later, _) = world.ask(world.wish(Duration::ZERO));
+    world.go_on(TTL / 4);
+    assert!(!world.keeper.may_leave());
+    assert!(!world.keeper.has_something_to_say(world.now) && world.said().is_empty(), "not even a sign of life");
+    world.hear(number, freed(lease));
+    assert_eq!(released.try_recv().unwrap(), Ok(Released::Freed));
+    assert!(!world.keeper.may_leave(), "there is still the one who waits");
+    world.hear(asked, failed(asked, UNAVAILABLE));
+    assert!(world.keeper.may_leave());
+    world.keeper.on_break();
+    world.connect();
+    let said = world.said();
+    assert!(matches!(&said[..], [(_, Say::Acquire(_)), (_, Say::Acquire(_))]), "{said:?}");
+    assert!(waiting.try_recv().is_err());
+    for id in [waiter, later] {
+        world.keeper.give_back(world.now, id, None);
+    }
+}
+
+#[test]
+fn what_is_given_back_while_a_proxy_is_being_left_is_given_back_to_the_next_one() {
+    let mut world = World::connected(true);
+    let (kept, _, _standing) = world.held();
+    let (id, _, _held) = world.held();
+    world.hear(1, Told::Draining(proto::SessionDraining {}));
+    world.keeper.leave();
+    assert!(world.keeper.may_leave(), "nothing was asked");
+    world.keeper.give_back(world.now, id, None);
+    assert!(world.said().is_empty() && world.keeper.next_call().is_none(), "it would be answered by nobody");
+    world.keeper.on_break();
+    world.connect();
+    assert_eq!(world.keeper.next_call().map(|(id, _)| id), Some(id));
+    assert_eq!(world.says_adopt().1.attempt, 1);
+    world.keeper.give_back(world.now, kept, None);
+}
+
+#[test]
+fn a_proxy_that_does_not_answer_is_left_at_once() {
+    let mut world = World::connected(true);
+    let (_, waiting) = world.ask(world.wish(Duration::ZERO));
+    let (seq, _) = world.says_acquire();
+    world.keeper.leave();
+    assert!(world.keeper.may_leave(), "it does not shut down in order");
+    world.hear(seq, Told::Draining(proto::SessionDraining {}));
+    assert!(!world.keeper.may_leave());
+    world.pass(PATIENCE / 2);
+    assert!(world.keeper.may_leave(), "the answer is late");
+    drop(waiting);
+}
+
 #[test]
 fn the_end_of_the_client_tells_all_and_releases_only_what_was_given_back() {
     let mut world = World::connected(true);

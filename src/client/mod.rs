@@ -26,6 +26,7 @@
 //!
 //! One task keeps a session with one of the proxies. When that breaks, is told to leave, or does not renew a lease in half of
 //! its time, the task opens one at another proxy and adopts every lease there; their guards notice nothing but a new lock id.
+//! A proxy that shuts down answers what it was asked before it is left, so that no release is of unknown end.
 //!
 //! A lease ends by this machine's monotonic clock, counted from before a message was sent that the proxy had received when it
 //! answered. Whatever happens to proxies, nodes and network, [`Lease::lost`] comes true before the lock can be somebody else's,
@@ -97,7 +98,8 @@ impl ClientBuilder {
         self
     }
 
-    /// How long one proxy may take to open a session before the next is tried; less while a lease is about to end. Default: 2 s.
+    /// How long one proxy may take to open a session before the next is tried, and one that shuts down to answer what it was
+    /// asked before it is left; less while a lease is about to end. Default: 2 s.
     pub fn open_timeout(mut self, timeout: Duration) -> Self {
         self.open_timeout = timeout;
         self
@@ -151,6 +153,7 @@ impl ClientBuilder {
             proxies,
             session: Some(session),
             opening: None,
+            successor: None,
             calls: JoinSet::new(),
             ends: None,
         };

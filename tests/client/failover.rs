@@ -159,6 +159,33 @@ async fn no_lease_is_lost_and_no_waiter_sent_away_when_a_proxy_shuts_down() {
     must_be_sound(&record, "a proxy shuts down");
 }
 
+/// The proxy that shuts down carries it out, and says so before it is left: asked again, another one would find nothing.
+#[tokio::test]
+async fn a_release_under_way_at_a_proxy_that_shuts_down_is_told_freed() {
+    let cluster = Cluster::start(3);
+    let flags = ["--nodes-timeout", "60s", "--drain-timeout", "60s"];
+    let mut first = Proxy::start_whole(&cluster, &flags).await;
+    let second = Proxy::start_whole(&cluster, &flags).await;
+    let client = Client::builder([first.url(), second.url()]).open_timeout(LONG).patience(LONG).connect().await.unwrap();
+    let lease = client.lock("orders/42").ttl(LONG).acquire().await.unwrap();
+    first.idle().await;
+    cluster.nodes.iter().for_each(Redis::stop);
+    let releasing = tokio::spawn(lease.release());
+    until("the release on its way to every node", || async {
+        first.nodes().await.nodes.iter().all(|node| node.queued + node.in_flight > 0).then_some(())
+    })
+    .await;
+    first.process.signal(Signal::SIGTERM);
+    until("a session at the other proxy", || async { (second.metric("redlock_sessions").await == 1.0).then_some(()) }).await;
+    cluster.nodes.iter().for_each(Redis::resume);
+    assert_eq!(releasing.await.unwrap(), Ok(Released::Freed));
+    assert_eq!(first.process.ended().await.code(), Some(0));
+    let next = client.lock("orders/42").wait(LONG).acquire().await.unwrap();
+    assert_eq!(next.release().await, Ok(Released::Freed));
+    client.shutdown().await;
+    cluster.no_key_left().await;
+}
+
 #[tokio::test]
 async fn whoever_waits_goes_on_at_another_proxy() {
     let (cluster, mut first, second) = two().await;

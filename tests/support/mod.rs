@@ -241,6 +241,12 @@ impl Redis {
         self.process.kill();
     }
 
+    /// Asks it to end, as an operator does, and waits until it has.
+    pub async fn end(&mut self) {
+        self.process.signal(Signal::SIGTERM);
+        self.process.ended().await;
+    }
+
     /// Starts it again on the same port, with what it has on disk.
     pub fn start_again(&mut self) {
         self.process.kill();
@@ -342,8 +348,28 @@ pub struct Proxy {
     pub process: Process,
     pub grpc: SocketAddr,
     pub http: SocketAddr,
+    /// What it is started with, its addresses aside.
+    args: Vec<String>,
     log: PathBuf,
     _directory: tempfile::TempDir,
+}
+
+/// Starts the program as a proxy, at these addresses unless `args` name others. `None`: it ended at once, and its log says why.
+async fn serve(args: &[String], [grpc, http]: [SocketAddr; 2], log: &Path) -> Option<(Process, SocketAddr, SocketAddr)> {
+    let mut command = redlockd();
+    command.arg("serve");
+    for (flag, address) in [("--listen", grpc), ("--metrics-listen", http)] {
+        if !args.iter().any(|arg| arg == flag) {
+            command.args([flag, &address.to_string()]);
+        }
+    }
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(std::fs::File::create(log).unwrap());
+    let mut process = Process::spawn(&mut command);
+    let mut lines = BufReader::new(process.stdout()).lines();
+    // Beside this thread: it may carry the gates through which the proxy looks at its nodes first.
+    let line = tokio::task::spawn_blocking(move || lines.next()).await.unwrap()?.unwrap();
+    let mut addresses = line.split_whitespace().filter_map(|word| word.parse().ok());
+    Some((process, addresses.next().unwrap(), addresses.next().unwrap()))
 }
 
 /// Long, as for every test that is not about time-outs.
@@ -379,11 +405,8 @@ impl Proxy {
     async fn launch(urls: &[String], flags: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join("log");
-        let mut command = redlockd();
-        command.arg("serve").args(["--nodes-urls", &urls.join(",")]);
+        let mut args = vec!["--nodes-urls".to_owned(), urls.join(",")];
         for (flag, value) in [
-            ("--listen", "127.0.0.1:0"),
-            ("--metrics-listen", "127.0.0.1:0"),
             ("--nodes-timeout", NODES_TIMEOUT),
             ("--fencing-timeout", NODES_TIMEOUT),
             ("--nodes-bootstrap", "now"),
@@ -392,19 +415,29 @@ impl Proxy {
             ("--nodes-names", &node_names(urls.len())),
         ] {
             if !flags.contains(&flag) {
-                command.args([flag, value]);
+                args.extend([flag.to_owned(), value.to_owned()]);
             }
         }
-        command.args(flags).stdin(Stdio::null()).stdout(Stdio::piped());
-        command.stderr(std::fs::File::create(&log).unwrap());
-        let mut process = Process::spawn(&mut command);
-        let mut lines = BufReader::new(process.0.stdout.take().unwrap()).lines();
-        // Beside this thread: it may carry the gates through which the proxy looks at its nodes first.
-        let line = tokio::task::spawn_blocking(move || lines.next()).await.unwrap();
-        let line = line.unwrap_or_else(|| panic!("{}", std::fs::read_to_string(&log).unwrap())).unwrap();
-        let mut addresses = line.split_whitespace().filter_map(|word| word.parse().ok());
-        let (grpc, http) = (addresses.next().unwrap(), addresses.next().unwrap());
-        Self { process, grpc, http, log, _directory: directory }
+        args.extend(flags.iter().map(ToString::to_string));
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let serving = serve(&args, [any, any], &log).await;
+        let (process, grpc, http) = serving.unwrap_or_else(|| panic!("{}", std::fs::read_to_string(&log).unwrap()));
+        Self { process, grpc, http, args, log, _directory: directory }
+    }
+
+    /// Starts it again at the same addresses, once it has ended; its log begins anew.
+    pub async fn start_again(&mut self) {
+        assert!(self.process.has_ended().is_some(), "the proxy at {} has not ended", self.grpc);
+        let started = Instant::now();
+        loop {
+            if let Some((process, _, _)) = serve(&self.args, [self.grpc, self.http], &self.log).await {
+                self.process = process;
+                return;
+            }
+            // Somebody else's outgoing connection may have the port for a moment.
+            assert!(started.elapsed() < PATIENCE, "it does not start again: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     pub async fn ready(&self) {
