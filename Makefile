@@ -8,7 +8,7 @@ DURATION ?= 30m
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help run test test-alerts test-compose lint doc install compare stream contended prove-tokens prove-restarts prove-counter prove-run prove-failover prove-rolling prove-sim mutants test-matrix soak clean
+.PHONY: help run test test-alerts test-compose lint doc install bench bench-long compare stream contended prove-tokens prove-restarts prove-counter prove-run prove-failover prove-rolling prove-sim mutants test-matrix soak clean
 
 help:
 	@echo "make run           start five Redis servers, a designated one, and a proxy (ARGS='--nodes 3' ..)"
@@ -27,7 +27,9 @@ help:
 	@echo "make prove-sim     simulated runs: no promise breaks (SIM_SEEDS=100000 for a night)"
 	@echo "make mutants       break the protocol on purpose, in every way we know: each is caught"
 	@echo "make soak          real servers under real faults for DURATION=30m; the report is target/faults/report.html"
-	@echo "make compare       measure against rslock on the same servers"
+	@echo "make bench         measure everything in ten minutes: the ratios, the tables, and target/bench/results.json"
+	@echo "make bench-long    a million held locks, 1 to 7 nodes, three proxies, ten minutes of a hung node: half an hour"
+	@echo "make compare       measure against rslock on the same servers (ARGS='--clients 1,64' ..: redlockd-bench load --help)"
 	@echo "make stream        measure a session against unary calls, and rslock"
 	@echo "make contended     measure a lock that many want, against etcd and rslock"
 
@@ -38,7 +40,7 @@ run:
 
 # Debian has PostgreSQL's programs off PATH, a folder for each version.
 test: $(VENV)/ready test-alerts
-	@tools/need redis-server=redis-server
+	@tools/need etcd=etcd-server redis-server=redis-server
 	@ls /usr/lib/postgresql/*/bin/initdb > /dev/null 2>&1 || tools/need initdb=postgresql
 	$(CARGO) test --locked --workspace
 	SIM_SEEDS=1000 $(CARGO) test --locked --release --test sim
@@ -76,20 +78,28 @@ lint:
 install:
 	$(CARGO) install --locked --profile dist --path .
 
-compare:
-	@tools/need redis-server=redis-server
-	$(CARGO) build --profile dist --locked --workspace
-	target/dist/redlockd-bench compare $(ARGS)
+# What is shipped is what is measured.
+BENCH := target/dist/redlockd-bench
 
-stream:
-	@tools/need redis-server=redis-server
-	$(CARGO) build --profile dist --locked --workspace
-	target/dist/redlockd-bench stream $(ARGS)
-
-contended:
+.PHONY: bench-build
+bench-build:
 	@tools/need etcd=etcd-server redis-server=redis-server
 	$(CARGO) build --profile dist --locked --workspace
-	target/dist/redlockd-bench contended $(ARGS)
+
+bench: bench-build
+	$(BENCH) suite --json target/bench/results.json $(ARGS)
+
+bench-long: bench-build
+	$(BENCH) suite --long --json target/bench/results-long.json $(ARGS)
+
+compare: bench-build
+	$(BENCH) load --targets unary,stream,rslock $(ARGS)
+
+stream: bench-build
+	$(BENCH) load --targets stream,unary,rslock $(ARGS)
+
+contended: bench-build
+	$(BENCH) contended $(ARGS)
 
 prove-tokens:
 	@tools/need redis-server=redis-server

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a server may take to answer for the first time.
@@ -196,7 +197,9 @@ struct Directory(PathBuf);
 
 impl Directory {
     fn create() -> Result<Self, DevError> {
-        let path = std::env::temp_dir().join(format!("redlockd-dev-{}", std::process::id()));
+        static CLUSTERS: AtomicU32 = AtomicU32::new(1);
+        let number = CLUSTERS.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("redlockd-dev-{}-{number}", std::process::id()));
         std::fs::create_dir(&path).map_err(|error| failed(format!("{}: {error}", path.display())))?;
         let directory = Self(path);
         let keeper = Command::new("sh")

@@ -96,8 +96,8 @@ pub async fn run(config: Config, grpc: TcpListener, http: TcpListener, shutdown:
     Ok(())
 }
 
-/// Links to all servers, and the coordinator over them.
-fn start(config: &Config, registry: &Registry, background: &mut JoinSet<()>) -> Result<Arc<Coordinator>, StartError> {
+/// Links to all servers, and the coordinator over them: a proxy without its listeners, for whoever measures what these cost.
+pub fn start(config: &Config, registry: &Registry, background: &mut JoinSet<()>) -> Result<Arc<Coordinator>, StartError> {
     let env: Arc<dyn Env> = Arc::new(SystemEnv);
     let tls = config.tls()?;
 

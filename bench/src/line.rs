@@ -6,9 +6,16 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use crate::Error;
-use crate::contenders::WAIT;
+use crate::client::{Client, Terms};
 use crate::stats::micros;
-use crate::witness::{Lease, Witness};
+use crate::targets::TTL;
+use crate::witness::Witness;
+
+/// How long clients wait for their turn: for ever, as far as a measurement goes.
+pub const WAIT: Duration = Duration::from_secs(60);
+
+/// How they take locks.
+pub const TERMS: Terms = Terms { ttl: TTL, wait: WAIT };
 
 /// How long the last of a line may take beyond its wait.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -19,20 +26,9 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The failures of one client that are kept to be shown.
 const SHOWN: usize = 3;
 
-/// A client that wants a lock which others want too.
-pub trait Contender: Send + 'static {
-    /// What it needs to give the lock back.
-    type Held: Send;
-
-    /// Waits until the lock is its own.
-    fn take(&mut self) -> impl Future<Output = Result<(Self::Held, Lease), String>> + Send;
-
-    /// Gives it back; an error if it was not its own any more.
-    fn give_back(&mut self, held: Self::Held) -> impl Future<Output = Result<(), String>> + Send;
-}
-
 /// The clients of one lock.
 pub struct Line<C> {
+    name: Arc<str>,
     clients: Vec<C>,
     witness: Arc<Witness>,
 }
@@ -59,10 +55,10 @@ impl Turns {
     }
 }
 
-impl<C: Contender> Line<C> {
+impl<C: Client> Line<C> {
     /// Of all who want one lock.
-    pub fn new(clients: Vec<C>) -> Self {
-        Self { clients, witness: Arc::default() }
+    pub fn new(name: &str, clients: Vec<C>) -> Self {
+        Self { name: name.into(), clients, witness: Arc::default() }
     }
 
     /// Who watches over the lock.
@@ -75,7 +71,7 @@ impl<C: Contender> Line<C> {
         let end = Instant::now() + time;
         let mut at_work = JoinSet::new();
         for (number, client) in self.clients.drain(..).enumerate() {
-            at_work.spawn(work(client, number, self.witness.clone(), end));
+            at_work.spawn(work(client, self.name.clone(), number, self.witness.clone(), end));
         }
         let patience = WAIT + PATIENCE;
         let all = tokio::time::timeout_at((end + patience).into(), async {
@@ -106,10 +102,16 @@ impl Turns {
     }
 }
 
-async fn work<C: Contender>(mut client: C, number: usize, witness: Arc<Witness>, end: Instant) -> (usize, C, Turns) {
+async fn work<C: Client>(
+    mut client: C,
+    name: Arc<str>,
+    number: usize,
+    witness: Arc<Witness>,
+    end: Instant,
+) -> (usize, C, Turns) {
     let (mut turns, mut grants) = (Turns::default(), 0);
     while Instant::now() < end {
-        match turn(&mut client, number, &witness, &mut turns.waits_us).await {
+        match turn(&mut client, &name, number, &witness, &mut turns.waits_us).await {
             Ok(granted) => grants += u64::from(granted < end),
             Err(what) => {
                 turns.failures += 1;
@@ -125,21 +127,22 @@ async fn work<C: Contender>(mut client: C, number: usize, witness: Arc<Witness>,
 }
 
 /// One turn at the lock; when it was granted.
-async fn turn<C: Contender>(
+async fn turn<C: Client>(
     client: &mut C,
+    name: &str,
     number: usize,
     witness: &Witness,
     waits_us: &mut Vec<u32>,
 ) -> Result<Instant, String> {
     let started = Instant::now();
-    let (held, lease) = client.take().await?;
+    let (held, lease) = client.take(name).await.map_err(|failure| failure.what)?;
     let granted = Instant::now();
     waits_us.push(micros(granted - started));
     let seen = witness.granted(number, granted, lease);
     witness.gives_back(number);
     // The lock goes back in any case.
-    client.give_back(held).await?;
-    seen.map(|()| granted)
+    client.give_back(held).await.map_err(|failure| failure.what)?;
+    seen.map(|()| granted).map_err(|lie| lie.to_string())
 }
 
 #[cfg(test)]
@@ -149,6 +152,8 @@ mod tests {
     use tokio::sync::{Mutex, OwnedMutexGuard};
 
     use super::*;
+    use crate::client::Failure;
+    use crate::witness::Lease;
 
     /// A fair lock in this process.
     struct Fair {
@@ -156,16 +161,16 @@ mod tests {
         token: Arc<AtomicU64>,
     }
 
-    impl Contender for Fair {
+    impl Client for Fair {
         type Held = OwnedMutexGuard<()>;
 
-        async fn take(&mut self) -> Result<(Self::Held, Lease), String> {
+        async fn take(&mut self, _: &str) -> Result<(Self::Held, Lease), Failure> {
             let held = self.lock.clone().lock_owned().await;
             let token = Some(self.token.fetch_add(1, Ordering::SeqCst));
             Ok((held, Lease { ends: Instant::now() + WAIT, token }))
         }
 
-        async fn give_back(&mut self, held: Self::Held) -> Result<(), String> {
+        async fn give_back(&mut self, held: Self::Held) -> Result<(), Failure> {
             tokio::time::sleep(Duration::from_millis(1)).await;
             drop(held);
             Ok(())
@@ -175,7 +180,7 @@ mod tests {
     fn fair(clients: usize, first_token: u64) -> Line<Fair> {
         let (lock, token) = (Arc::default(), Arc::new(AtomicU64::new(first_token)));
         let client = |_| Fair { lock: Arc::clone(&lock), token: Arc::clone(&token) };
-        Line::new((0..clients).map(client).collect())
+        Line::new("x", (0..clients).map(client).collect())
     }
 
     #[tokio::test]
@@ -192,7 +197,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_promise_that_is_broken_is_a_failure() {
-        let turns = fair(1, 0).work(Duration::from_millis(20)).await.unwrap();
-        assert_eq!(turns.failures_shown, ["token 0 AFTER token 0"]);
+        // Its second token is 0.
+        let mut line = fair(1, u64::MAX);
+        let mut failures = Vec::new();
+        while line.witness().grants() < 2 {
+            failures.extend(line.work(Duration::from_millis(20)).await.unwrap().failures_shown);
+        }
+        assert_eq!(failures[0], format!("token 0 AFTER token {}", u64::MAX));
     }
 }

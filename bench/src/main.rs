@@ -1,11 +1,11 @@
 //! The load generator of redlockd. Wires only: arguments, servers, runtime, measurement, report, exit code.
 //!
-//! - [`compare`], [`contended`]: what is measured, in which order.
-//! - [`servers`]: the servers that it is measured on.
-//! - [`targets`]: what a caller of each target does that has a lock of its own. [`load`]: such callers at work for a window.
-//! - [`contenders`]: what a client of each target does that wants a lock which others want. [`mod@line`]: such clients at work.
-//!   [`witness`]: whether what they got was true.
-//! - [`cpu`]: what it cost. [`stats`], [`report`]: what is made of it.
+//! - [`load`], [`suite`], [`contended`]: what is measured. [`mod@bench`]: the parts that runs are made of.
+//! - [`servers`]: the servers that it is measured on. [`fault`]: what is done to them. [`machine`]: where they run.
+//! - [`client`], [`targets`]: what a client of each target does. [`mod@line`]: clients that want the same lock.
+//! - [`crew`]: clients at work. [`names`], [`arrivals`]: which lock they take next, and when. [`window`]: a spell of their work, and
+//!   what it cost by [`cpu`]. [`witness`]: whether what they got was true. [`knee`]: the most that is carried.
+//! - [`tally`], [`latency`], [`stats`], [`row`]: what is made of it. [`results`], [`tables`], [`progress`]: what is told.
 
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -15,24 +15,35 @@ use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
-mod compare;
+mod arrivals;
+mod bench;
+mod client;
 mod contended;
-mod contenders;
 mod cpu;
+mod crew;
+mod fault;
+mod knee;
+mod latency;
 mod line;
 mod load;
-mod report;
-// Written by the commands to come, read by the report.
-#[allow(dead_code)]
+mod machine;
+mod names;
+mod progress;
 mod results;
+mod row;
 mod servers;
 mod stats;
+mod suite;
+mod tables;
+mod tally;
 mod targets;
+mod window;
 mod witness;
 
-use compare::CompareArgs;
 use contended::ContendedArgs;
-use servers::{Servers, ServersArgs};
+use load::LoadArgs;
+use servers::{Servers, Shape};
+use suite::SuiteArgs;
 
 /// The same for every target that runs in this process, and the one that redlockd has.
 #[global_allocator]
@@ -48,7 +59,7 @@ const USAGE: u8 = 64;
 /// Ended by a signal, as shells count it.
 const INTERRUPTED: u8 = 130;
 
-/// Measures redlockd, and what it is compared with, on servers that it starts and ends itself.
+/// Measures redlockd, and what it is compared with, on servers that it starts and ends itself, or on yours.
 #[derive(Debug, Parser)]
 #[command(name = "redlockd-bench", version, max_term_width = 100)]
 struct Cli {
@@ -59,9 +70,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Compare(CompareArgs),
-    /// Compare a session with unary calls, and with rslock: `compare` of the pairs only, with 64 in flight
-    Stream(CompareArgs),
+    Load(Box<LoadArgs>),
+    Suite(SuiteArgs),
     Contended(ContendedArgs),
 }
 
@@ -76,19 +86,24 @@ fn main() -> ExitCode {
         }
     };
     match cli.command {
-        Command::Compare(args) => measure(&args.servers, args.threads(), async |servers| compare::run(&args, servers).await),
-        Command::Stream(args) => {
-            let args = args.of_streams();
-            measure(&args.servers, args.threads(), async |servers| compare::run(&args, servers).await)
+        Command::Load(args) => measure(args.threads, || args.start(), async |servers| load::run(&args, servers).await),
+        // It starts its servers itself: different ones for each of its parts.
+        Command::Suite(args) => measure(args.threads, || Ok(()), async |()| suite::run(&args).await),
+        Command::Contended(args) => {
+            let start = || Servers::start(&args.servers, Shape::default());
+            measure(args.threads, start, async |servers| contended::run(&args, servers).await)
         }
-        Command::Contended(args) => measure(&args.servers, args.threads, async |servers| contended::run(&args, servers).await),
     }
 }
 
-/// Starts the servers, and measures on them, on the main thread. `what` says how many operations failed.
-fn measure(args: &ServersArgs, threads: u8, what: impl AsyncFnOnce(&Servers) -> Result<u64, Error>) -> ExitCode {
+/// Starts the servers, and measures on them, on the main thread. `what` says how much is wrong.
+fn measure<S>(
+    threads: u8,
+    start: impl FnOnce() -> Result<S, Error>,
+    what: impl AsyncFnOnce(&S) -> Result<u64, Error>,
+) -> ExitCode {
     // From the main thread and before there are others: the servers end with the thread that started them.
-    let servers = match Servers::start(args) {
+    let servers = match start() {
         Ok(servers) => servers,
         Err(error) => return failed(&error),
     };
@@ -105,7 +120,7 @@ fn measure(args: &ServersArgs, threads: u8, what: impl AsyncFnOnce(&Servers) -> 
     drop((runtime, servers));
     match outcome {
         Some(Ok(0)) => ExitCode::SUCCESS,
-        Some(Ok(failures)) => failed(&format!("{failures} operations failed")),
+        Some(Ok(wrong)) => failed(&format!("{wrong} things are wrong: see above")),
         Some(Err(error)) => failed(&error),
         None => ExitCode::from(INTERRUPTED),
     }

@@ -1,9 +1,9 @@
-//! `results.json`: everything that a run has measured, for programs and for the report. Types only.
+//! `results.json`: everything that a run has measured, for programs and for the report.
 //!
 //! Names end in their unit. A figure that was not measured is absent or `null`, never a made-up 0: the CPU time of a proxy on
-//! another machine, a ratio to a target that did not run. Of several windows a figure is the median, and its `least` and
-//! `most` are the extremes. A ratio is taken between windows that lie side by side in time, and the median is that of the
-//! ratios.
+//! another machine, a ratio to a target that did not run. Of several windows a rate is the median, and its `least` and `most`
+//! are the extremes; everything else is of all windows together. A ratio is taken between windows that lie side by side in
+//! time, and its median is that of the ratios.
 
 use serde::{Deserialize, Serialize};
 
@@ -162,7 +162,7 @@ pub struct Setup {
     pub waiters: u32,
 }
 
-/// One target with one number of clients; every client takes and releases a lock, again and again. Medians over the windows.
+/// One target with one number of clients; every client takes and releases a lock, again and again.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// `unary`, `stream`, `direct`, `rslock`, `etcd`.
@@ -449,6 +449,20 @@ impl Checks {
     /// How many promises were broken.
     pub fn broken(&self) -> u64 {
         self.overlaps + self.tokens_not_rising + self.senseless_answers + self.keys_left
+    }
+
+    /// All of `other` too.
+    pub fn add(&mut self, other: &Self) {
+        self.grants += other.grants;
+        self.names += other.names;
+        self.overlaps += other.overlaps;
+        self.tokens += other.tokens;
+        self.tokens_not_rising += other.tokens_not_rising;
+        self.senseless_answers += other.senseless_answers;
+        self.sweeps += other.sweeps;
+        self.servers_swept += other.servers_swept;
+        self.keys_left += other.keys_left;
+        self.lies.extend(other.lies.iter().cloned());
     }
 }
 

@@ -19,6 +19,11 @@ pub fn spread(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     (sorted.first().copied().unwrap_or(f64::NAN), sorted.last().copied().unwrap_or(f64::NAN))
 }
 
+/// The median of the ratios of windows that lie side by side in time.
+pub fn ratio<W>(windows: &[W], others: &[W], figure: impl Fn(&W) -> f64) -> f64 {
+    median(windows.iter().zip(others).map(|(window, other)| figure(window) / figure(other)))
+}
+
 /// How many times the smallest of some shares the largest is; infinite if somebody got nothing. NaN of nothing.
 pub fn inequality(shares: &[u64]) -> f64 {
     let (least, most) = spread(shares.iter().map(|share| *share as f64));
@@ -36,7 +41,7 @@ fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
     values
 }
 
-/// Latencies of one window.
+/// Some latencies, each of them kept: for few. Many are counted by [`crate::latency`].
 #[derive(Debug, Default)]
 pub struct Latencies {
     sorted_us: Vec<u32>,
@@ -78,6 +83,12 @@ mod tests {
     fn the_spread_goes_from_the_least_to_the_greatest() {
         assert_eq!(spread([2.0, -1.0, 9.0, 3.0]), (-1.0, 9.0));
         assert!(spread([]).0.is_nan());
+    }
+
+    #[test]
+    fn ratios_are_taken_side_by_side() {
+        // Medians of each: 200 and 400. But a noisy second window slowed both.
+        assert_eq!(ratio(&[200.0, 20.0, 900.0], &[400.0, 40.0, 900.0], |rate| *rate), 0.5);
     }
 
     #[test]

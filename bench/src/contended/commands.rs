@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::Bench;
 use super::report::{Aim, Figure, Table, number};
 use crate::Error;
-use crate::contenders::proxy;
-use crate::line::Line;
+use crate::line::{Line, TERMS};
 use crate::servers::link::Link;
 use crate::stats::median;
+use crate::targets::unary;
 use crate::witness::Witness;
 
 /// The two lines.
@@ -39,11 +39,11 @@ impl Count {
 /// Measures the lines in turn.
 pub async fn measure(bench: &mut Bench<'_>) -> Result<(), Error> {
     let mut links = bench.servers.links().await?;
-    let address = bench.servers.proxy();
+    let proxies = bench.servers.proxies();
     let mut lines = Vec::new();
     for waiters in WAITERS {
-        let clients = proxy::clients(address, &format!("contended/commands/{waiters}"), waiters).await?;
-        lines.push((Line::new(clients), Vec::new()));
+        let clients = unary::clients(&proxies, waiters, TERMS).await?;
+        lines.push((Line::new(&format!("contended/commands/{waiters}"), clients), Vec::new()));
     }
     for round in 1..=bench.rounds {
         for (line, counts) in &mut lines {
@@ -57,7 +57,7 @@ pub async fn measure(bench: &mut Bench<'_>) -> Result<(), Error> {
         });
         eprintln!("round {round} of {}: commands for a grant: {}", bench.rounds, last.collect::<Vec<_>>().join(", "));
     }
-    bench.nothing_left()?;
+    bench.nothing_left().await?;
     let counts = lines.into_iter().map(|(_, counts)| counts).collect::<Vec<_>>();
     let rows = counts.iter().zip(WAITERS).map(|(counts, waiters)| cells(waiters, counts, bench.window)).collect();
     let title = format!("Commands that the {} nodes carry out, those within scripts too", links.len());
@@ -77,7 +77,7 @@ async fn count(links: &mut [Link], witness: Arc<Witness>, window: Duration) -> R
 async fn commands(links: &mut [Link]) -> Result<u64, Error> {
     let mut sum = 0;
     for link in links {
-        sum += link.commands_processed().await?;
+        sum += link.counters().await?.commands;
     }
     Ok(sum)
 }

@@ -7,11 +7,11 @@ use tonic::transport::Channel;
 use super::Bench;
 use super::report::{Aim, Figure, Table, number};
 use crate::Error;
-use crate::contenders::proxy::Waiter;
-use crate::line::Contender;
+use crate::client::{Client, Failure, Terms};
+use crate::line::{TERMS, WAIT};
 use crate::servers::link::Link;
 use crate::stats::{Latencies, micros};
-use crate::targets::proxy::channel;
+use crate::targets::unary::{Unary, channel};
 use crate::witness::Witness;
 
 /// Of the holder's lease.
@@ -44,7 +44,7 @@ struct Scene {
 pub async fn measure(bench: &mut Bench<'_>, trials: u16) -> Result<(), Error> {
     let servers = bench.servers;
     let other = servers.another_proxy().await?;
-    let ways = [channel(servers.proxy()).await?, channel(other.address()).await?];
+    let ways = [channel(&servers.proxy()).await?, channel(other.url()).await?];
     let name = "contended/holder".to_owned();
     let mut scene = Scene { name, links: servers.links().await?, witness: Witness::default() };
     let mut places = PLACES.map(|_| Trials::default());
@@ -52,13 +52,13 @@ pub async fn measure(bench: &mut Bench<'_>, trials: u16) -> Result<(), Error> {
     for _ in 0..trials {
         for (way, place) in ways.iter().zip(&mut places) {
             // Its connection is its own, and goes with it.
-            let holder = channel(servers.proxy()).await?;
+            let holder = channel(&servers.proxy()).await?;
             if let Err(what) = scene.trial(holder, way.clone(), place).await {
                 bench.report.failed(what);
             }
         }
     }
-    bench.nothing_left()?;
+    bench.nothing_left().await?;
     let title = format!("From the end of a dead holder's lease of {TTL:?} on a quorum of the nodes to the next grant");
     let rows = PLACES.iter().zip(&places).map(|(place, trials)| trials.cells(place)).collect();
     let figures: Vec<Figure> = PLACES.iter().zip(&places).map(|(place, trials)| trials.figure(place)).collect();
@@ -69,21 +69,22 @@ pub async fn measure(bench: &mut Bench<'_>, trials: u16) -> Result<(), Error> {
 impl Scene {
     /// One holder and its heir.
     async fn trial(&mut self, holder: Channel, way: Channel, trials: &mut Trials) -> Result<(), String> {
-        let mut holder = Waiter::new(holder, &self.name, TTL);
-        let (_never_given_back, lease) = holder.take().await?;
-        self.witness.granted(0, Instant::now(), lease)?;
+        let words = |failure: Failure| failure.what;
+        let mut holder = Unary::new(holder, Terms { ttl: TTL, wait: WAIT });
+        let (_never_given_back, lease) = holder.take(&self.name).await.map_err(words)?;
+        self.witness.granted(0, Instant::now(), lease).map_err(|lie| lie.to_string())?;
         let free = self.free_at().await.map_err(|error| error.to_string())?;
         drop(holder);
-        let mut waiter = Waiter::new(way, &self.name, crate::targets::TTL);
+        let mut waiter = Unary::new(way, TERMS);
         let started = Instant::now();
-        let (held, lease) = waiter.take().await?;
+        let (held, lease) = waiter.take(&self.name).await.map_err(words)?;
         let granted = Instant::now();
         let seen = self.witness.granted(1, granted, lease);
         trials.waits_us.push(micros(granted - started));
         trials.delays_us.push(micros(granted.saturating_duration_since(free)));
         self.witness.gives_back(1);
-        waiter.give_back(held).await?;
-        seen
+        waiter.give_back(held).await.map_err(words)?;
+        seen.map_err(|lie| lie.to_string())
     }
 
     /// When a quorum of the nodes will not hold the holder's keys any more. Up to a millisecond too early, never too late: the figure

@@ -15,8 +15,9 @@ use std::time::Duration;
 use clap::{Args, ValueEnum, value_parser};
 
 use crate::Error;
-use crate::compare::{MOST_THREADS, window_length};
-use crate::line::{Contender, Line, Turns};
+use crate::client::Client;
+use crate::line::{Line, Turns};
+use crate::load::{MOST_THREADS, window_length};
 use crate::servers::etcd::{Etcd, EtcdArgs};
 use crate::servers::{Servers, ServersArgs};
 use report::Report;
@@ -112,15 +113,15 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// A window of a line; its failures are counted.
-    async fn work<C: Contender>(&mut self, line: &mut Line<C>, time: Duration) -> Result<Turns, Error> {
+    async fn work<C: Client>(&mut self, line: &mut Line<C>, time: Duration) -> Result<Turns, Error> {
         let turns = line.work(time).await?;
         self.report.count_failures(&turns);
         Ok(turns)
     }
 
     /// All locks have been released: what is still on a node is a failure.
-    fn nothing_left(&mut self) -> Result<(), Error> {
-        let left = self.servers.left_behind()?;
+    async fn nothing_left(&mut self) -> Result<(), Error> {
+        let left = self.servers.left_behind("").await?;
         if left > 0 {
             self.report.failed(format!("{left} keys were left behind on the nodes"));
         }

@@ -3,9 +3,9 @@
 use super::Bench;
 use super::report::{Aim, Figure, Table, number};
 use crate::Error;
-use crate::contenders::proxy;
-use crate::line::{Line, Turns};
+use crate::line::{Line, TERMS, Turns};
 use crate::stats::{Latencies, inequality};
+use crate::targets::unary;
 
 const PROXIES: usize = 3;
 
@@ -17,16 +17,16 @@ const HEAD: [&str; 6] = ["grants/s", "of each proxy", "wait p50 ms", "p99 ms", "
 /// Measures one window as long as all of the others together: what matters is how the shares develop.
 pub async fn measure(bench: &mut Bench<'_>) -> Result<(), Error> {
     let mut others = Vec::new();
-    let mut clients = proxy::clients(bench.servers.proxy(), "contended/proxies", WAITERS).await?;
+    let mut clients = unary::clients(&[bench.servers.proxy()], WAITERS, TERMS).await?;
     for _ in 1..PROXIES {
         let proxy = bench.servers.another_proxy().await?;
-        clients.extend(proxy::clients(proxy.address(), "contended/proxies", WAITERS).await?);
+        clients.extend(unary::clients(&[proxy.url().to_owned()], WAITERS, TERMS).await?);
         others.push(proxy);
     }
     let time = bench.window * bench.rounds.into();
     eprintln!("{PROXIES} proxies with {WAITERS} waiters each, for {time:?}");
-    let turns = bench.work(&mut Line::new(clients), time).await?;
-    bench.nothing_left()?;
+    let turns = bench.work(&mut Line::new("contended/proxies", clients), time).await?;
+    bench.nothing_left().await?;
     let title =
         format!("{PROXIES} proxies with {WAITERS} waiters each for one lock that everybody gives back at once, {time:?}");
     bench.report.add(Table { title, head: HEAD.to_vec(), rows: vec![cells(&turns)] }, figures(&turns));

@@ -3,6 +3,8 @@
 use std::fmt;
 
 use crate::line::Turns;
+use crate::tables::markdown;
+pub use crate::tables::number;
 
 /// The failures that are told in words.
 const FAILURES_SHOWN: usize = 10;
@@ -110,35 +112,6 @@ impl Figure {
     }
 }
 
-/// With as many digits as it is worth.
-pub fn number(value: f64) -> String {
-    match value.abs() {
-        large if large >= 1000.0 => format!("{value:.0}"),
-        large if large >= 10.0 => format!("{value:.1}"),
-        small if small < 0.1 => format!("{value:.3}"),
-        _ => format!("{value:.2}"),
-    }
-}
-
-/// A table whose columns are aligned: the first to the left, the others to the right.
-fn markdown(head: &[&str], rows: &[Vec<String>]) -> String {
-    let head: Vec<String> = head.iter().map(ToString::to_string).collect();
-    let width = |column: usize| rows.iter().chain([&head]).filter_map(|row| row.get(column)).map(String::len).max();
-    let widths: Vec<usize> = (0..head.len()).map(|column| width(column).unwrap_or_default().max(3)).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match column {
-            0 => format!("{cell:<width$}"),
-            _ => format!("{cell:>width$}"),
-        });
-        format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
-    };
-    let rule = widths.iter().enumerate().map(|(column, width)| match column {
-        0 => "-".repeat(*width),
-        _ => "-".repeat(width - 1) + ":",
-    });
-    line(&head) + &line(&rule.collect()) + &rows.iter().map(line).collect::<String>()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,11 +138,5 @@ mod tests {
         assert_eq!(report.text(), text);
         report.failed("lie".to_owned());
         assert!(report.text().ends_with("\n1 FAILURES, among them:\n  lie\n"));
-    }
-
-    #[test]
-    fn numbers_have_about_three_digits() {
-        let numbers = [12345.6, 123.45, 12.345, 1.2345, 0.12345, 0.012345, f64::INFINITY].map(number);
-        assert_eq!(numbers, ["12346", "123.5", "12.3", "1.23", "0.12", "0.012", "inf"]);
     }
 }

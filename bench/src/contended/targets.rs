@@ -3,11 +3,11 @@
 use super::Bench;
 use super::report::{Aim, Figure, Table, number};
 use crate::Error;
-use crate::contenders::{etcd, proxy, rslock};
-use crate::line::{Contender, Line, Turns};
-use crate::report::ratio;
+use crate::client::Client;
+use crate::line::{Line, TERMS, Turns};
 use crate::servers::etcd::Etcd;
-use crate::stats::{Latencies, inequality, median, spread};
+use crate::stats::{Latencies, inequality, median, ratio, spread};
+use crate::targets::{etcd, rslock, unary};
 
 /// Waiters of each target.
 const WAITERS: usize = 64;
@@ -28,9 +28,9 @@ struct Target {
 
 /// Measures all three.
 pub async fn measure(bench: &mut Bench<'_>, server: &Etcd) -> Result<(), Error> {
-    let mut redlockd = Line::new(proxy::clients(bench.servers.proxy(), NAME, WAITERS).await?);
-    let mut etcd = Line::new(etcd::clients(server, NAME, WAITERS).await?);
-    let mut rslock = Line::new(rslock::clients(&bench.servers.urls(), NAME, WAITERS));
+    let mut redlockd = Line::new(NAME, unary::clients(&[bench.servers.proxy()], WAITERS, TERMS).await?);
+    let mut etcd = Line::new(NAME, etcd::clients(server, WAITERS).await?);
+    let mut rslock = Line::new(NAME, rslock::clients(&bench.servers.urls(), WAITERS, TERMS)?);
     let mut targets = ["redlockd", "etcd", "rslock"].map(|name| Target { name, rounds: vec![] });
     for round in 0..=bench.rounds {
         let [ours, etcds, rslocks] = &mut targets;
@@ -42,7 +42,7 @@ pub async fn measure(bench: &mut Bench<'_>, server: &Etcd) -> Result<(), Error> 
             eprintln!("{WAITERS} waiters, round {round} of {}: hand-overs/s: {}", bench.rounds, rates.join(", "));
         }
     }
-    bench.nothing_left()?;
+    bench.nothing_left().await?;
     let title = format!(
         "{WAITERS} waiters for one lock that everybody gives back at once; {} windows of {:?}",
         bench.rounds, bench.window
@@ -65,7 +65,7 @@ fn figures([redlockd, etcd, rslock]: &[Target; 3]) -> [Figure; 3] {
 
 impl Target {
     /// One more of its windows; the first is the warm-up, which is not kept.
-    async fn window<C: Contender>(&mut self, bench: &mut Bench<'_>, line: &mut Line<C>, round: u16) -> Result<(), Error> {
+    async fn window<C: Client>(&mut self, bench: &mut Bench<'_>, line: &mut Line<C>, round: u16) -> Result<(), Error> {
         if round == 0 {
             return bench.work(line, bench.window / WARM_UP).await.map(drop);
         }

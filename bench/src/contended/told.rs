@@ -5,18 +5,20 @@ use std::time::{Duration, Instant};
 use super::Bench;
 use super::report::{Aim, Figure, Table, number};
 use crate::Error;
-use crate::contenders::proxy::Waiter;
-use crate::line::Contender;
+use crate::client::{Client, Failure};
+use crate::line::TERMS;
 use crate::servers::link::Link;
 use crate::stats::{Latencies, micros};
-use crate::targets::proxy::channel;
-use crate::witness::Witness;
+use crate::targets::unary::{Unary, channel};
+use crate::witness::{Lie, Witness};
 
 /// The longest time between two looks of somebody who is not told, and one more round trip.
 const FALLBACK_MS: f64 = 2_100.0;
 
 /// The holder keeps the lock for so long: whoever waits has looked, and waits for a word.
 const HOLD: Duration = Duration::from_millis(700);
+
+const NAME: &str = "contended/told";
 
 const HEAD: [&str; 4] = ["the nodes", "trials", "median ms", "max ms"];
 
@@ -25,9 +27,8 @@ pub async fn measure(bench: &mut Bench<'_>, trials: u16) -> Result<(), Error> {
     let servers = bench.servers;
     let other = servers.another_proxy().await?;
     let mut links = servers.links().await?;
-    let (holder, waiter) = (channel(servers.proxy()).await?, channel(other.address()).await?);
-    let client = |way: &tonic::transport::Channel| Waiter::new(way.clone(), "contended/told", crate::targets::TTL);
-    let mut pair = [client(&holder), client(&waiter)];
+    let (holder, waiter) = (channel(&servers.proxy()).await?, channel(other.url()).await?);
+    let mut pair = [holder, waiter].map(|way| Unary::new(way, TERMS));
     eprintln!("{trials} releases at another proxy that are told, and {trials} that are not");
     let (witness, mut rows, mut delays) = (Witness::default(), Vec::new(), Vec::new());
     for (what, rule) in [("tell of releases", "+publish"), ("may not publish", "-publish")] {
@@ -45,7 +46,7 @@ pub async fn measure(bench: &mut Bench<'_>, trials: u16) -> Result<(), Error> {
         delays.push((median, max));
     }
     allow(&mut links, "+publish").await?;
-    bench.nothing_left()?;
+    bench.nothing_left().await?;
     let figure = |what: &str, aim, measured| Figure { what: what.to_owned(), aim, measured };
     let figures = vec![
         figure("from a release at another proxy to the grant, when it is told, median ms", Aim::Below(100.0), delays[0].0),
@@ -65,20 +66,21 @@ async fn allow(links: &mut [Link], rule: &str) -> Result<(), Error> {
 }
 
 /// The time from the release to the grant, in microseconds.
-async fn trial([holder, waiter]: &mut [Waiter; 2], witness: &Witness) -> Result<u32, String> {
-    let (held, lease) = holder.take().await?;
-    witness.granted(0, Instant::now(), lease)?;
+async fn trial([holder, waiter]: &mut [Unary; 2], witness: &Witness) -> Result<u32, String> {
+    let (words, lie) = (|failure: Failure| failure.what, |lie: Lie| lie.to_string());
+    let (held, lease) = holder.take(NAME).await.map_err(words)?;
+    witness.granted(0, Instant::now(), lease).map_err(lie)?;
     let gives_back = async {
         tokio::time::sleep(HOLD).await;
         let at = Instant::now();
         holder.give_back(held).await.map(|()| at)
     };
-    let waits = async { waiter.take().await.map(|granted| (granted, Instant::now())) };
+    let waits = async { waiter.take(NAME).await.map(|granted| (granted, Instant::now())) };
     let (released, granted) = tokio::join!(gives_back, waits);
-    let ((next, lease), at) = granted?;
+    let ((next, lease), at) = granted.map_err(words)?;
     witness.gives_back(0);
-    witness.granted(1, at, lease)?;
+    witness.granted(1, at, lease).map_err(lie)?;
     witness.gives_back(1);
-    waiter.give_back(next).await?;
-    Ok(micros(at.saturating_duration_since(released?)))
+    waiter.give_back(next).await.map_err(words)?;
+    Ok(micros(at.saturating_duration_since(released.map_err(words)?)))
 }

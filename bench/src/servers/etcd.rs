@@ -7,11 +7,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use super::PATIENCE;
 use super::process::{Directory, Process, free_addresses};
 use crate::Error;
+use crate::targets::unary::channel;
 use api::{LeaseClient, LeaseGrantRequest};
 
 /// What is used of its gRPC contract, generated from `proto/etcd`.
@@ -62,9 +63,14 @@ impl Etcd {
         Ok(etcd)
     }
 
-    /// An open connection.
-    pub async fn channel(&self) -> Result<Channel, Error> {
-        Ok(Endpoint::from_shared(format!("http://{}", self.address))?.connect().await?)
+    /// Where it serves clients.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     /// A new lease.
@@ -78,7 +84,7 @@ impl Etcd {
     async fn serves(&mut self) -> Result<(), Error> {
         let started = Instant::now();
         loop {
-            let asked = async { self.lease(&self.channel().await?, PATIENCE).await };
+            let asked = async { self.lease(&channel(&self.url()).await?, PATIENCE).await };
             let Err(error) = asked.await else { return Ok(()) };
             if self.process.has_ended() || started.elapsed() > PATIENCE {
                 let log = std::fs::read_to_string(log(self.directory.path())).unwrap_or_default();
@@ -89,6 +95,12 @@ impl Etcd {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+/// What the program says of its version.
+pub fn version(args: &EtcdArgs) -> Option<String> {
+    let said = Command::new(&args.etcd).arg("--version").output().ok()?;
+    String::from_utf8(said.stdout).ok()?.lines().next()?.strip_prefix("etcd Version:").map(|version| version.trim().to_owned())
 }
 
 fn log(directory: &Path) -> PathBuf {

@@ -1,23 +1,26 @@
 //! A proxy in front of the lock nodes: the program that is measured, as it is shipped.
 
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use redlockd::dev::{Cluster, Server};
 use redlockd::proto::operator_service_client::OperatorServiceClient;
 use redlockd::proto::{ListNodesRequest, ListNodesResponse, NodeState};
 
 use super::PATIENCE;
 use super::process::Process;
 use crate::Error;
-use crate::targets::proxy::channel;
+use crate::targets::unary::channel;
 
 /// How a proxy is started.
+#[derive(Clone, Debug)]
 pub struct Recipe {
     pub program: PathBuf,
+    /// The lock nodes' URLs.
+    pub nodes: Vec<String>,
+    /// That of the designated server; without it the nodes count the tokens.
+    pub fence: Option<String>,
     /// More arguments for `serve`.
     pub serve: Vec<String>,
 }
@@ -25,65 +28,76 @@ pub struct Recipe {
 /// A proxy that serves.
 pub struct Proxy {
     process: Process,
-    address: SocketAddr,
+    url: String,
     /// Open, so that the proxy can go on writing.
     _stdout: BufReader<ChildStdout>,
 }
 
 impl Recipe {
     /// Starts one. To be called from the main thread, see [`Process::start`].
-    pub fn start(&self, cluster: &Cluster) -> Result<Proxy, Error> {
-        let mut process = Process::start(&mut self.command(cluster))?;
-        let Some((address, stdout)) = listening(&mut process) else {
-            return Err(format!("{} serve does not start", self.program.display()).into());
+    pub fn start(&self) -> Result<Proxy, Error> {
+        let mut process = Process::start(&mut self.command())?;
+        let Some((url, stdout)) = listening(&mut process) else {
+            return Err(format!("{} serve does not start; it says why above", self.program.display()).into());
         };
-        Ok(Proxy { process, address, _stdout: stdout })
+        Ok(Proxy { process, url, _stdout: stdout })
     }
 
-    fn command(&self, cluster: &Cluster) -> Command {
+    fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         // What is measured is what everybody gets, unless it is asked for here.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("REDLOCKD_")) {
             command.env_remove(name);
         }
-        let urls: Vec<String> = cluster.nodes.iter().map(Server::url).collect();
         command.args(["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--log-level", "error"]);
-        command.args(["--nodes-urls", &urls.join(","), "--nodes-bootstrap", "now"]);
-        match &cluster.fence {
-            Some(fence) => command.args(["--fencing-url", &fence.url()]),
-            None => command.args(["--fencing-counter", "quorum"]),
-        };
-        command.args(&self.serve).stdout(Stdio::piped());
+        command.args(self.arguments()).stdout(Stdio::piped());
         command
+    }
+
+    /// What makes it a proxy of these nodes; the same for a coordinator within this process.
+    pub fn arguments(&self) -> Vec<String> {
+        let counter = match &self.fence {
+            Some(url) => ["--fencing-url", url],
+            None => ["--fencing-counter", "quorum"],
+        };
+        let nodes = ["--nodes-urls", &self.nodes.join(","), "--nodes-bootstrap", "now"].map(str::to_owned);
+        nodes.into_iter().chain(counter.map(str::to_owned)).chain(self.serve.iter().cloned()).collect()
     }
 }
 
 impl Proxy {
     /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.process.id()
     }
+}
 
-    /// Waits until it uses every server, and nothing waits for one.
-    pub async fn all_up(&self) -> Result<(), Error> {
-        let mut client = OperatorServiceClient::new(channel(self.address).await?);
-        let started = Instant::now();
-        loop {
-            let nodes = client.list_nodes(ListNodesRequest {}).await?.into_inner();
-            if nodes.nodes.iter().all(|node| node.state() == NodeState::Up && node.queued == 0) {
-                return Ok(());
-            }
-            if started.elapsed() > PATIENCE {
-                return Err(format!("after {PATIENCE:?} the proxy still does not use all nodes: {}", states(&nodes)).into());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+/// Waits until a proxy uses every server, and nothing waits for one.
+pub async fn all_up(url: &str) -> Result<(), Error> {
+    let mut client = OperatorServiceClient::new(channel(url).await?);
+    let started = Instant::now();
+    loop {
+        let nodes = client.list_nodes(ListNodesRequest {}).await?.into_inner();
+        if nodes.nodes.iter().all(|node| node.state() == NodeState::Up && node.queued == 0) {
+            return Ok(());
         }
+        if started.elapsed() > PATIENCE {
+            return Err(format!("{url}: after {PATIENCE:?} the proxy still does not use all nodes: {}", states(&nodes)).into());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// How many of its servers a proxy uses now, and how many there are. Nothing if it does not answer.
+pub async fn nodes_up(url: &str) -> Option<(usize, usize)> {
+    let mut client = OperatorServiceClient::new(channel(url).await.ok()?);
+    let nodes = client.list_nodes(ListNodesRequest {}).await.ok()?.into_inner().nodes;
+    Some((nodes.iter().filter(|node| node.state() == NodeState::Up).count(), nodes.len()))
 }
 
 fn states(nodes: &ListNodesResponse) -> String {
@@ -92,10 +106,16 @@ fn states(nodes: &ListNodesResponse) -> String {
 }
 
 /// Where it says that it listens, in its first line.
-fn listening(process: &mut Process) -> Option<(SocketAddr, BufReader<ChildStdout>)> {
+fn listening(process: &mut Process) -> Option<(String, BufReader<ChildStdout>)> {
     let mut stdout = BufReader::new(process.take_stdout()?);
     let mut line = String::new();
     stdout.read_line(&mut line).ok()?;
-    let address = line.split_whitespace().find_map(|word| word.parse().ok())?;
-    Some((address, stdout))
+    let address: std::net::SocketAddr = line.split_whitespace().find_map(|word| word.parse().ok())?;
+    Some((format!("http://{address}"), stdout))
+}
+
+/// What the program says of its version.
+pub fn version(program: &Path) -> Option<String> {
+    let said = Command::new(program).arg("--version").output().ok()?;
+    String::from_utf8(said.stdout).ok()?.split_whitespace().nth(1).map(str::to_owned)
 }
