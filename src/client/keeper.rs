@@ -92,6 +92,10 @@ enum Phase {
 #[derive(Debug)]
 struct Leaving {
     until: Instant,
+    /// It was good until its holder gave it back.
+    was_valid: bool,
+    /// A release was sent and not answered for certain: it may have been carried out.
+    is_in_doubt: bool,
     answers: Vec<oneshot::Sender<Result<Released, ReleaseError>>>,
 }
 
@@ -250,7 +254,9 @@ impl Keeper {
         // Soon after its end there is nothing left to release.
         let ends = entry.standing.as_ref().map(|standing| standing.valid_until().max(now) + self.settings.patience / 10);
         let until = ends.into_iter().fold(now + self.settings.patience, Instant::min);
-        let leaving = entry.leaving.get_or_insert_with(|| Leaving { until, answers: Vec::new() });
+        let was_valid = entry.standing.as_ref().is_some_and(|standing| !standing.is_lost(now));
+        let leaving =
+            entry.leaving.get_or_insert_with(|| Leaving { until, was_valid, is_in_doubt: false, answers: Vec::new() });
         leaving.answers.extend(answer);
         if is_first {
             self.begin_to_leave(id);
@@ -462,9 +468,17 @@ impl Keeper {
         match outcome {
             Some(outcome) => self.finish(id, released(outcome)),
             None => {
+                self.doubt(id);
                 let from = now + self.pause(None);
                 self.change(id, Phase::Elsewhere { from: Some(from) });
             }
+        }
+    }
+
+    /// A release of this entry may have been carried out, in whole or on some of the nodes.
+    fn doubt(&mut self, id: u64) {
+        if let Some(leaving) = self.entries.get_mut(&id).and_then(|entry| entry.leaving.as_mut()) {
+            leaving.is_in_doubt = true;
         }
     }
 
@@ -534,7 +548,11 @@ impl Keeper {
                 entry.phase = Phase::Wanted { from: None };
             }
             Phase::Held { .. } if is_wanted => entry.phase = Phase::Adrift { from: None },
-            Phase::Held { .. } | Phase::Returning { .. } => return self.call(id),
+            Phase::Held { .. } => return self.call(id),
+            Phase::Returning { .. } => {
+                self.doubt(id);
+                return self.call(id);
+            }
             Phase::Adopting { .. } => entry.phase = Phase::Adrift { from: None },
             Phase::Wanted { .. } | Phase::Adrift { .. } | Phase::Elsewhere { .. } | Phase::Calling => {}
         }
@@ -768,6 +786,7 @@ impl Keeper {
                 self.finish(id, Err(ReleaseError(failed.message.clone())));
             }
             Phase::Returning { .. } => {
+                self.doubt(id);
                 let from = now + self.pause(after);
                 self.change(id, Phase::Elsewhere { from: Some(from) });
             }
@@ -933,7 +952,13 @@ impl Keeper {
                 self.ttls.remove(&entry.wish.ttl);
             }
         }
-        for answer in entry.leaving.into_iter().flat_map(|leaving| leaving.answers) {
+        let Some(leaving) = entry.leaving else { return };
+        let outcome = match outcome {
+            // The work of a release before this one: a lease that is valid can not be lost.
+            Ok(Released::NotHeld) if leaving.was_valid && leaving.is_in_doubt => Ok(Released::Freed),
+            outcome => outcome,
+        };
+        for answer in leaving.answers {
             let _ = answer.send(outcome.clone());
         }
     }

@@ -512,7 +512,7 @@ fn a_release_ends_with_the_answer_of_its_session_or_of_a_call() {
     world.pass(ms(100));
     assert!(world.keeper.next_call().is_some());
     world.keeper.on_call_done(world.now, id, Some(ReleaseOutcome::NotHeld));
-    assert_eq!(answered.try_recv().unwrap(), Ok(Released::NotHeld));
+    assert_eq!(answered.try_recv().unwrap(), Ok(Released::Freed), "by one of those that were not answered");
 
     // Nobody ever answers.
     let (id, ..) = world.held();
@@ -522,6 +522,49 @@ fn a_release_ends_with_the_answer_of_its_session_or_of_a_call() {
     world.pass(PATIENCE);
     assert!(answered.try_recv().unwrap().is_err());
     assert!(world.keeper.is_idle());
+}
+
+/// That of a proxy that could not reach enough nodes, or of a session that broke, may have been carried out.
+#[test]
+fn nothing_is_left_of_a_valid_lease_only_if_a_release_was_carried_out() {
+    let in_doubt = |world: &mut World, number| world.hear(number, failed(number, UNAVAILABLE));
+    let broken = |world: &mut World, _| {
+        world.keeper.on_break();
+        world.connect();
+    };
+    for first in [in_doubt as fn(&mut World, u64), broken] {
+        let mut world = World::connected(true);
+        let (id, ..) = world.held();
+        let (answer, mut answered) = oneshot::channel();
+        world.keeper.give_back(world.now, id, Some(answer));
+        let (number, _) = world.says();
+        first(&mut world, number);
+        world.pass(ms(1_000));
+        assert!(world.keeper.next_call().is_some());
+        world.keeper.on_call_done(world.now, id, Some(ReleaseOutcome::NotHeld));
+        assert_eq!(answered.try_recv().unwrap(), Ok(Released::Freed));
+    }
+    // Said of the first release, it is an alarm.
+    let mut world = World::connected(true);
+    let (id, ..) = world.held();
+    world.keeper.on_break();
+    world.connect();
+    let (answer, mut answered) = oneshot::channel();
+    world.keeper.give_back(world.now, id, Some(answer));
+    assert!(world.keeper.next_call().is_some());
+    world.keeper.on_call_done(world.now, id, Some(ReleaseOutcome::NotHeld));
+    assert_eq!(answered.try_recv().unwrap(), Ok(Released::NotHeld));
+    // So it is of a lease whose time was over.
+    let (id, ..) = world.held();
+    world.now += TTL;
+    let (answer, mut answered) = oneshot::channel();
+    world.keeper.give_back(world.now, id, Some(answer));
+    let (number, _) = world.says();
+    world.hear(number, failed(number, UNAVAILABLE));
+    world.pass(ms(500));
+    assert!(world.keeper.next_call().is_some());
+    world.keeper.on_call_done(world.now, id, Some(ReleaseOutcome::NotHeld));
+    assert_eq!(answered.try_recv().unwrap(), Ok(Released::NotHeld));
 }
 
 #[test]

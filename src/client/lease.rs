@@ -91,9 +91,10 @@ impl std::error::Error for Lost {}
 /// What a release did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Released {
-    /// A quorum of the nodes held the lease and deleted it.
+    /// A quorum of the nodes held the lease and deleted it. Also where that had to be asked for again, because a proxy or a node
+    /// went away meanwhile, if nothing was left then of a lease that was valid when it was given back.
     Freed,
-    /// It had ended before: somebody else may have had the lock at the same time. Also when a release had to be repeated.
+    /// It had ended before: somebody else may have had the lock at the same time.
     NotHeld,
     /// Another guard of the same lease still holds it (see [`super::LockRequest::reentrant`]).
     Shared,
