@@ -8,7 +8,7 @@ DURATION ?= 30m
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help run test test-alerts test-compose lint doc install bench bench-long compare stream contended prove-tokens prove-restarts prove-counter prove-run prove-failover prove-rolling prove-sim mutants test-matrix soak clean
+.PHONY: help run test test-alerts test-compose lint doc install bench bench-long compare stream contended prove-tokens prove-restarts prove-counter prove-run prove-failover prove-rolling prove-sim mutants test-matrix soak micro micro-renew micro-bench clean
 
 help:
 	@echo "make run           start five Redis servers, a designated one, and a proxy (ARGS='--nodes 3' ..)"
@@ -27,6 +27,9 @@ help:
 	@echo "make prove-sim     simulated runs: no promise breaks (SIM_SEEDS=100000 for a night)"
 	@echo "make mutants       break the protocol on purpose, in every way we know: each is caught"
 	@echo "make soak          real servers under real faults for DURATION=30m; the report is target/faults/report.html"
+	@echo "make micro         count the instructions of the acquire path, and compare them with those that are stored"
+	@echo "make micro-renew   store those that are counted now"
+	@echo "make micro-bench   time the engine, the codec, batches and lines, without any server (ARGS=--test: each once)"
 	@echo "make bench         measure everything in ten minutes: the ratios, the tables, and target/bench/results.json"
 	@echo "make bench-long    a million held locks, 1 to 7 nodes, three proxies, ten minutes of a hung node: half an hour"
 	@echo "make compare       measure against rslock on the same servers (ARGS='--clients 1,64' ..: redlockd-bench load --help)"
@@ -138,6 +141,20 @@ prove-sim:
 mutants:
 	@$(CARGO) test --locked --release --features mutants --test sim mutants -- --ignored --nocapture \
 	  | grep --line-buffered -E '^(caught|SURVIVED|[0-9]+/[0-9]+ caught)'
+
+# The same instructions on every machine, so that a change that costs some is seen where times are too noisy to tell.
+micro:
+	@tools/need valgrind=valgrind
+	$(CARGO) build --locked --release --package redlockd-micro
+	target/release/redlockd-micro check
+
+micro-renew:
+	@tools/need valgrind=valgrind
+	$(CARGO) build --locked --release --package redlockd-micro
+	target/release/redlockd-micro renew
+
+micro-bench:
+	$(CARGO) bench --locked --package redlockd-micro -- $(ARGS)
 
 soak:
 	@tools/need redis-server=redis-server
