@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use redlockd::client::{Client, LossReason};
+use redlockd::client::{Client, LossReason, Released};
 use redlockd::proto::{self, AcquireRequest};
 use tokio::time::Instant;
 

@@ -26,12 +26,12 @@ fn folder() -> &'static Path {
         let output = cargo.stderr(Stdio::inherit()).output().unwrap();
         assert!(output.status.success(), "the examples do not compile");
         let messages = String::from_utf8(output.stdout).unwrap();
-        let programs = messages.lines().filter_map(|line| {
+        let mut programs = messages.lines().filter_map(|line| {
             let message: serde_json::Value = serde_json::from_str(line).ok()?;
             let is_example = message["target"]["kind"].as_array()?.iter().any(|kind| kind == "example");
             is_example.then(|| message["executable"].as_str().map(PathBuf::from))?
         });
-        programs.last().expect("an example").parent().unwrap().to_owned()
+        programs.next_back().expect("an example").parent().unwrap().to_owned()
     })
 }
 

@@ -11,8 +11,8 @@ pub fn batch(of_each: usize) -> Vec<Op> {
     let key = |number: usize| -> Key { format!("lock:orders/{number}").into() };
     let value = |number: usize| LockValue::new(number as u128, None, None);
     let ttl = Ttl::from_millis(10_000, Ttl::LONGEST).expect("a TTL that may be configured");
-    let wake = |number: usize| Some(WakeUp { channel: (number % 256) as u8, sender: "proxy.1".into() });
-    let releases = (0..of_each).map(|number| Op::Release { key: key(number), value: value(number), wake: wake(number) });
+    let wake = Some(WakeUp { sender: "proxy".into() });
+    let releases = (0..of_each).map(|number| Op::Release { key: key(number), value: value(number), wake: wake.clone() });
     let sets = (of_each..2 * of_each).map(|number| Op::Acquire { key: key(number), value: value(number), ttl, bucket: None });
     releases.chain(sets).collect()
 }
@@ -22,7 +22,7 @@ pub fn reply(of_each: usize) -> Vec<Raw> {
     let marker = "redlockd/1 run_id=0123456789abcdef0123456789abcdef01234567 max_ttl_ms=300000 counter=designated listed_ms=0 \
                   nodes=10.0.0.1:6379,10.0.0.2:6379,10.0.0.3:6379,10.0.0.4:6379,10.0.0.5:6379";
     let head = ["1700000000", "123456", marker].map(|text| Raw::Bytes(text.as_bytes().into()));
-    let released = (0..of_each).map(|_| Raw::List(vec![Raw::Integer(0)]));
+    let released = (0..of_each).map(|_| Raw::Integer(1));
     let set = (0..of_each).map(|_| Raw::Integer(1));
     head.into_iter().chain(released).chain(set).collect()
 }
