@@ -17,6 +17,7 @@ use crate::row::{RowOf, cpu_us_per_pair, step};
 use crate::servers::etcd::{self, Etcd, EtcdArgs};
 use crate::servers::proxy::version;
 use crate::servers::{Servers, ServersArgs};
+use crate::tables::setup;
 use crate::targets::{Target, direct, rslock, stream, unary};
 use crate::window::{Order, Stage, Window};
 use crate::{machine, targets};
@@ -165,7 +166,11 @@ impl Bench {
                 Box::new(Crew::new(targets::etcd::clients(etcd, clients).await?, &habit))
             }
         };
-        let setup = Setup { nodes: servers.urls().len() as u32, proxies: proxies.len() as u32, ..Setup::default() };
+        let setup = Setup {
+            nodes: if target == Target::Etcd { 0 } else { servers.urls().len() as u32 },
+            proxies: if target.needs_a_proxy() { proxies.len() as u32 } else { 0 },
+            ..Setup::default()
+        };
         Ok(Side { target, servers, setup, work, windows: vec![] })
     }
 
@@ -410,18 +415,7 @@ impl Bench {
 impl Side<'_> {
     /// Told apart from others of the same target.
     fn label(&self) -> String {
-        let (setup, target) = (&self.setup, self.target.name());
-        let mut label = target.to_owned();
-        if setup.nodes > 0 && setup.nodes != u32::from(crate::servers::NODES) {
-            label += &format!(" on {} nodes", setup.nodes);
-        }
-        if setup.held > 0 {
-            label += &format!(" with {} held", setup.held);
-        }
-        if setup.waiters > 0 {
-            label += &format!(" with {} waiting", setup.waiters);
-        }
-        label
+        format!("{}{}", self.target.name(), setup(&self.setup))
     }
 }
 

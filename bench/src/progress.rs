@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::results::Sample;
 use crate::servers::{Servers, proxy};
+use crate::tables::number;
 
 /// Where it is no terminal, a long step says so often that it goes on.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
@@ -35,7 +36,7 @@ impl Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr());
             // Fails only for a template that is wrong.
-            let style = ProgressStyle::with_template("{bar:20} {wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style = ProgressStyle::with_template("{bar:8} {wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
             bar.with_style(style)
         });
         Self { bar, step: Mutex::new(Step { what: String::new(), said: Instant::now() }) }
@@ -65,11 +66,12 @@ impl Progress {
             return self.sign_of_life(sample, errors);
         };
         let nodes = tokio::time::timeout(PATIENCE, proxy::nodes_up(&servers.proxy())).await.ok().flatten();
-        let nodes = nodes.map_or_else(|| "nodes ?".to_owned(), |(up, all)| format!("nodes {up}/{all}"));
+        let nodes = nodes.map_or_else(|| "servers ?".to_owned(), |(up, all)| format!("servers {up}/{all}"));
         let what = self.step.lock().unwrap_or_else(PoisonError::into_inner).what.clone();
         bar.set_length(of.as_millis() as u64);
         bar.set_position(elapsed.min(of).as_millis() as u64);
-        bar.set_message(format!("{what}: {}, {nodes}", figures(sample, errors)));
+        // What changes comes first: a narrow terminal cuts the rest.
+        bar.set_message(format!("{}, {nodes}: {what}", figures(sample, errors)));
     }
 
     fn sign_of_life(&self, sample: &Sample, errors: u64) {
@@ -90,9 +92,8 @@ impl Drop for Progress {
 }
 
 fn figures(sample: &Sample, errors: u64) -> String {
-    let ms = |time: Option<f64>| time.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.2} ms"));
-    let (p50, p99) = (ms(sample.p50_ms), ms(sample.p99_ms));
-    format!("{:.0} pairs/s, p50 {p50}, p99 {p99}, {errors} errors", sample.pairs_per_s)
+    let [p50, p99] = [sample.p50_ms, sample.p99_ms].map(|ms| ms.map_or_else(|| "-".to_owned(), number));
+    format!("{:.0}/s, p50 {p50} p99 {p99} ms, {errors} errors", sample.pairs_per_s)
 }
 
 #[cfg(test)]
@@ -102,6 +103,6 @@ mod tests {
     #[test]
     fn figures_are_short() {
         let sample = Sample { pairs_per_s: 1234.5, p50_ms: Some(1.234), ..Sample::default() };
-        assert_eq!(figures(&sample, 2), "1234 pairs/s, p50 1.23 ms, p99 -, 2 errors");
+        assert_eq!(figures(&sample, 2), "1234/s, p50 1.23 p99 - ms, 2 errors");
     }
 }

@@ -5,7 +5,7 @@
 //! are the extremes; everything else is of all windows together. A ratio is taken between windows that lie side by side in
 //! time, and its median is that of the ratios.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Raised when a reader of the old form would misread the new one. New fields do not raise it.
 pub const VERSION: u32 = 1;
@@ -151,9 +151,9 @@ impl Aim {
 /// What serves the locks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Setup {
-    /// Lock nodes.
+    /// Lock nodes; 0 if nobody named them, and of etcd.
     pub nodes: u32,
-    /// Proxies among which the clients are divided.
+    /// Proxies; 0 of a target that uses none.
     pub proxies: u32,
     /// Other locks that are held meanwhile.
     pub held: u64,
@@ -343,9 +343,11 @@ pub struct Fault {
     pub during: Phase,
     /// `null` if it did not end.
     pub after: Option<Phase>,
-    /// During over the mean of before and after.
+    /// During over the mean of before and after. NaN, and `null` in JSON, if nothing was made before and after.
+    #[serde(deserialize_with = "null_is_nan")]
     pub throughput_ratio: f64,
-    /// Of the acquire: during over the mean of before and after.
+    /// Of the acquire: during over the mean of before and after. NaN as above.
+    #[serde(deserialize_with = "null_is_nan")]
     pub p99_ratio: f64,
 }
 
@@ -466,6 +468,11 @@ impl Checks {
     }
 }
 
+/// JSON has no NaN.
+fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -491,6 +498,13 @@ mod tests {
             assert!(value[figure].is_number(), "{figure}: {value}");
         }
         assert_eq!(serde_json::from_value::<Row>(value).unwrap(), row);
+    }
+
+    #[test]
+    fn a_ratio_of_nothing_can_be_read_again() {
+        let fault = Fault { throughput_ratio: f64::NAN, p99_ratio: f64::INFINITY, ..Fault::default() };
+        let read: Fault = serde_json::from_value(serde_json::to_value(&fault).unwrap()).unwrap();
+        assert!(read.throughput_ratio.is_nan() && read.p99_ratio.is_nan());
     }
 
     #[test]

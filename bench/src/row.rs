@@ -170,7 +170,7 @@ fn phase(part: &Part) -> Phase {
     Phase {
         seconds,
         pairs: part.tally.pairs(),
-        pairs_per_s: part.tally.pairs() as f64 / seconds,
+        pairs_per_s: part.tally.pairs() as f64 / seconds.max(f64::MIN_POSITIVE),
         latency: part.tally.all_pairs().summary(),
         acquire: part.tally.acquire.summary(),
         proxy_rss_kib: part.proxy_rss_kib,

@@ -31,9 +31,12 @@ pub fn markdown(head: &[&str], rows: &[Vec<String>]) -> String {
     line(&head) + &line(&rule.collect()) + &rows.iter().map(line).collect::<String>()
 }
 
+const UNOPTIMIZED: &str = "This load generator is a debug build, whose figures mean nothing: build it with --profile dist\n";
+
 /// All that a run has measured; the ratios that there is an aim for come first.
 pub fn text(results: &Results) -> String {
     let parts = [
+        if results.run.optimized { String::new() } else { UNOPTIMIZED.to_owned() },
         aims(&results.aims),
         rows(&results.rows),
         errors(results),
@@ -119,11 +122,11 @@ fn row(row: &Row) -> Vec<String> {
     ]
 }
 
-/// What is not as usual.
-fn setup(setup: &Setup) -> String {
+/// What is not as usual: ` (3 proxies)`, or nothing.
+pub fn setup(setup: &Setup) -> String {
     let mut words = Vec::new();
     if setup.nodes != 0 && setup.nodes != u32::from(crate::servers::NODES) {
-        words.push(format!("{} nodes", setup.nodes));
+        words.push(format!("{} node{}", setup.nodes, if setup.nodes == 1 { "" } else { "s" }));
     }
     if setup.proxies > 1 {
         words.push(format!("{} proxies", setup.proxies));

@@ -36,11 +36,15 @@ struct Run {
 }
 
 fn load(args: &[&str]) -> Run {
+    run("load", args)
+}
+
+fn run(command: &str, args: &[&str]) -> Run {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("new").join("results.json");
-    let mut command = Command::new(bench());
-    command.arg("load").args(args).arg("--json").arg(&file).arg("--redlockd").arg(redlockd());
-    let output = command.output().unwrap();
+    let program = redlockd();
+    let output = Command::new(bench()).arg(command).args(args).arg("--json").arg(&file).arg("--redlockd").arg(program).output();
+    let output = output.unwrap();
     let results = std::fs::read_to_string(&file).ok().map(|text| serde_json::from_str(&text).unwrap());
     Run { output, results }
 }
@@ -124,6 +128,21 @@ fn given_rates_are_made_and_told() {
         let failed: u64 = step.errors.iter().map(|error| error.count).sum();
         assert_eq!((step.latency.count + failed) as f64, step.offered_per_s - 1.0, "{step:?}");
     }
+}
+
+#[test]
+fn the_suite_tells_its_ratios_first_and_says_which_it_has_not_measured() {
+    let args = ["--parts", "hung,held", "--hung", "1s", "--held", "20", "--window", "200ms", "--rounds", "1"];
+    let run = run("suite", &args);
+    let said = run.said();
+    let results = run.good();
+    assert!(said.find("| ratio ").unwrap() < said.find("| target ").unwrap(), "{said}");
+    let measured: Vec<&str> = results.aims.iter().filter(|aim| aim.measured.is_some()).map(|aim| aim.what.as_str()).collect();
+    assert!(measured.iter().filter(|what| what.starts_with("one hung node")).count() == 4, "{measured:?}");
+    assert!(!measured.iter().any(|what| what.contains("million")), "20 are no million: {measured:?}");
+    assert!(said.contains("not measured"), "{said}");
+    let held: Vec<u64> = results.rows.iter().map(|row| row.setup.held).collect();
+    assert_eq!((held, results.faults.len()), (vec![10, 20, 10, 20], 2));
 }
 
 /// Servers of somebody else, as far as the load generator knows.
