@@ -40,7 +40,8 @@ async fn all(client: &mut Client, prefix: &str) -> Vec<String> {
     pages(client, prefix, 0, 100).await.concat().into_iter().map(|lock| lock.name).collect()
 }
 
-/// Locks that were taken through another proxy: `ann`'s, each with a secret of its own, for about ten minutes.
+/// Locks that were taken through another proxy: `ann`'s, each with a secret of its own, for about ten minutes. It blocks its thread:
+/// connections need others to answer the proxy's keep-alives.
 fn plant(nodes: &[Redis], prefix: &str, count: u32) {
     let script =
         "for i = 1, ARGV[2] do redis.call('SET', ARGV[1] .. i, string.format('%032x;ann', 4096 + i), 'PX', 600000) end";
@@ -49,7 +50,7 @@ fn plant(nodes: &[Redis], prefix: &str, count: u32) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn names_come_in_order_and_in_pages_with_all_but_the_secret() {
     let cluster = Cluster::start(3);
     let proxy = Proxy::start_whole(&cluster, &[]).await;
@@ -109,7 +110,7 @@ async fn a_beginning_is_no_pattern() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn leftovers_and_what_is_no_lock_are_left_out() {
     let cluster = Cluster::start(3);
     let proxy = Proxy::start_whole(&cluster, &[]).await;
@@ -146,7 +147,7 @@ async fn leftovers_and_what_is_no_lock_are_left_out() {
     unavailable(&status, &["2 of 3", &one.address(), &three.address(), "timeout"]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lock_that_a_node_has_forgotten_is_listed() {
     let mut cluster = Cluster::start(3);
     let proxy = Proxy::start_whole(&cluster, &[]).await;
@@ -165,7 +166,7 @@ async fn a_lock_that_a_node_has_forgotten_is_listed() {
     assert_eq!(locks[0].nodes, 1);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_out_of_its_bounds_is_refused_by_its_field() {
     let cluster = Cluster::start(1);
     let proxy = Proxy::start_whole(&cluster, &[]).await;
@@ -192,7 +193,7 @@ async fn what_is_out_of_its_bounds_is_refused_by_its_field() {
     assert_eq!(all(&mut client, "redlockd:").await, Vec::<String>::new());
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_long_list_is_made_in_small_steps_between_which_others_are_served() {
     let cluster = Cluster::start(3);
     let proxy = Proxy::start_whole(&cluster, &[]).await;
@@ -223,7 +224,7 @@ async fn a_long_list_is_made_in_small_steps_between_which_others_are_served() {
     assert!(taken > 5, "{taken} locks were taken while the list was made");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn only_some_lists_are_made_at_a_time() {
     let cluster = Cluster::start(3);
     let proxy = Proxy::start_whole(&cluster, &["--nodes-timeout", "60s"]).await;
