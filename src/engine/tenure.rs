@@ -15,6 +15,10 @@ const TRIED_AGAIN_AFTER: u32 = 12;
 /// It is told as lost when only this part of its last validity is left: the word has a way to go.
 const LAST_CALL: u32 = 8;
 
+/// TTLs are whole milliseconds: up to a bound there is always less than one left to be won, and nothing would ever be the last
+/// renewal. Each would be for less than the one before, and the loss told when next to nothing is left.
+const LEAST_GAIN: Duration = Duration::from_millis(2);
+
 /// What stands in the way of a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hindrance {
@@ -161,7 +165,7 @@ impl Tenure {
             return Err(Hindrance::MaxHold);
         }
         let ttl = self.longest(now, heard)?;
-        if now + ttl.as_duration() > end { Ok(ttl) } else { Err(self.bound(heard).1) }
+        if now + ttl.as_duration() >= end + LEAST_GAIN { Ok(ttl) } else { Err(self.bound(heard).1) }
     }
 
     fn longest(&self, now: Duration, heard: Duration) -> Result<Ttl, Hindrance> {
@@ -281,6 +285,36 @@ mod tests {
         let mut lease = tenure(Some(ms(9_000)));
         assert_eq!(lease.due(ms(4_000), ms(900)), None);
         assert_eq!(lease.due(ms(9_990), ms(900)), Some(Due::Lost(Hindrance::MaxHold)));
+    }
+
+    /// A hold, or a silence, that does not end with a whole millisecond of the clock.
+    #[test]
+    fn a_lease_is_renewed_once_up_to_its_bound_and_its_loss_is_told_in_time() {
+        for (max_hold, heard) in
+            [(Some(Duration::from_micros(10_000_700)), None), (None, Some(Duration::from_micros(1_999_300)))]
+        {
+            let mut lease = tenure(max_hold);
+            let (mut renewals, mut lost) = (0, None);
+            while lost.is_none() {
+                let now = lease.next() + Duration::from_micros(137);
+                while let Some(due) = lease.due(now, heard.unwrap_or(now)) {
+                    match due {
+                        Due::Renew(lasts) => {
+                            renewals += 1;
+                            lease.renewed(now, lasts);
+                        }
+                        Due::AtRisk(_) => {}
+                        Due::Lost(_) => {
+                            lost = Some(now);
+                            break;
+                        }
+                    }
+                }
+            }
+            assert!(renewals <= 3, "{renewals} renewals");
+            let end = max_hold.map_or_else(|| heard.unwrap_or_default() + ms(9_000), |hold| ms(1_000) + hold);
+            assert!(lost.unwrap() + ms(500) < end, "told {:?} before its end", end - lost.unwrap());
+        }
     }
 
     #[test]
