@@ -30,7 +30,7 @@ help:
 	@echo "make micro         count the instructions of the acquire path, and compare them with those that are stored"
 	@echo "make micro-renew   store those that are counted now"
 	@echo "make micro-bench   time the engine, the codec, batches and lines, without any server (ARGS=--test: each once)"
-	@echo "make bench         measure everything in ten minutes: the ratios, the tables, and target/bench/results.json"
+	@echo "make bench         measure everything in ten minutes: the ratios, the tables, target/bench/results.json and report.html"
 	@echo "make bench-long    a million held locks, 1 to 7 nodes, three proxies, ten minutes of a hung node: half an hour"
 	@echo "make compare       measure against rslock on the same servers (ARGS='--clients 1,64' ..: redlockd-bench load --help)"
 	@echo "make stream        measure a session against unary calls, and rslock"
@@ -87,13 +87,15 @@ BENCH := target/dist/redlockd-bench
 .PHONY: bench-build
 bench-build:
 	@tools/need etcd=etcd-server redis-server=redis-server
-	$(CARGO) build --profile dist --locked --workspace
+	$(CARGO) build --profile dist --locked --package redlockd --package redlockd-bench
 
+# A page also of results that are not good.
 bench: bench-build
-	$(BENCH) suite --json target/bench/results.json $(ARGS)
+	$(BENCH) suite --json target/bench/results.json $(ARGS); code=$$?; $(BENCH) report && exit $$code
 
 bench-long: bench-build
-	$(BENCH) suite --long --json target/bench/results-long.json $(ARGS)
+	$(BENCH) suite --long --json target/bench/results-long.json $(ARGS); code=$$?; \
+	  $(BENCH) report --in target/bench/results-long.json --out target/bench/report-long.html && exit $$code
 
 compare: bench-build
 	$(BENCH) load --targets unary,stream,rslock $(ARGS)

@@ -5,7 +5,8 @@
 //! - [`client`], [`targets`]: what a client of each target does. [`mod@line`]: clients that want the same lock.
 //! - [`crew`]: clients at work. [`names`], [`arrivals`]: which lock they take next, and when. [`window`]: a spell of their work, and
 //!   what it cost by [`cpu`]. [`witness`]: whether what they got was true. [`knee`]: the most that is carried.
-//! - [`tally`], [`latency`], [`stats`], [`row`]: what is made of it. [`results`], [`tables`], [`progress`]: what is told.
+//! - [`tally`], [`latency`], [`stats`], [`row`]: what is made of it. [`results`], [`tables`], [`html`], [`progress`]: what is
+//!   told.
 
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ mod contended;
 mod cpu;
 mod crew;
 mod fault;
+mod html;
 mod knee;
 mod latency;
 mod line;
@@ -41,6 +43,7 @@ mod window;
 mod witness;
 
 use contended::ContendedArgs;
+use html::ReportArgs;
 use load::LoadArgs;
 use servers::{Servers, Shape};
 use suite::SuiteArgs;
@@ -73,6 +76,7 @@ enum Command {
     Load(Box<LoadArgs>),
     Suite(SuiteArgs),
     Contended(ContendedArgs),
+    Report(ReportArgs),
 }
 
 fn main() -> ExitCode {
@@ -93,6 +97,7 @@ fn main() -> ExitCode {
             let start = || Servers::start(&args.servers, Shape::default());
             measure(args.threads, start, async |servers| contended::run(&args, servers).await)
         }
+        Command::Report(args) => args.run().map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS),
     }
 }
 
