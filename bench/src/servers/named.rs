@@ -16,7 +16,7 @@ pub struct NamedArgs {
     /// Proxies to load, instead of one that is started; the clients are divided among them
     #[arg(long, value_delimiter = ',', value_name = "URLS")]
     pub server: Vec<String>,
-    /// Redis servers to lock on, instead of five that are started: redis://[user:password@]host[:port]. Without --server a proxy
+    /// Redis servers to lock on, instead of five that are started: `redis://[user:password@]host[:port]`. Without --server a proxy
     /// is started in front of them. With it they are what that proxy uses, to count their work, and to find what is left behind
     #[arg(long, value_delimiter = ',', value_name = "URLS")]
     pub nodes: Vec<String>,
