@@ -32,6 +32,9 @@ const READ_BYTES: usize = 16 * 1024;
 /// Buffers that grew beyond this for one call are not kept for the next.
 const KEPT_BYTES: usize = 256 * 1024;
 
+/// Of what nobody asked for, so much is shown.
+const SHOWN_BYTES: usize = 200;
+
 /// Settings that matter to a vote.
 const SETTINGS: [&str; 4] = ["maxmemory-policy", "appendonly", "appendfsync", "no-appendfsync-on-rewrite"];
 
@@ -104,7 +107,8 @@ impl Pipe {
         let write = |out: &mut Vec<u8>| commands.iter().for_each(|words| resp::write_command(out, words));
         let answers = self.exchange(commands.len(), write).await?;
         match answers.into_iter().find_map(Result::err) {
-            Some(error) => Err(WireError::Closed(worded(&error))),
+            // Some servers repeat what they were sent.
+            Some(error) => Err(WireError::Closed(worded(error.split(", with args").next().unwrap_or_default()))),
             None => Ok(()),
         }
     }
@@ -117,7 +121,11 @@ impl Pipe {
         let mut answers = Vec::with_capacity(commands);
         let outcome = poll_fn(|context| self.line().poll_answers(context, commands, &mut answers)).await;
         under_way.finished = true;
-        outcome.map(|()| answers).map_err(WireError::Closed)
+        match outcome {
+            Ok(()) => Ok(answers),
+            // A server that hangs up has often said why.
+            Err(why) => Err(WireError::Closed(answers.into_iter().find_map(Result::err).map_or(why, |error| worded(&error)))),
+        }
     }
 
     async fn run(&self, batch: &[Op], by: ScriptBy) -> Result<Replies, WireError> {
@@ -221,7 +229,13 @@ impl Line {
         answers: &mut Vec<Answer>,
     ) -> Poll<Result<(), Arc<str>>> {
         let outcome = match ready!(self.poll_exchange(context, commands, answers)) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                // It would be taken for the reply to the next call.
+                if !self.incoming.is_empty() {
+                    self.end(self.spoke_unasked());
+                }
+                Ok(())
+            }
             Err(why) => {
                 self.end(why.clone());
                 Err(why)
@@ -244,7 +258,7 @@ impl Line {
         if let Some(why) = &self.ended {
             return Poll::Ready(Err(why.clone()));
         }
-        let sent = self.poll_send(context).map_err(|error| worded(&error.to_string()))?;
+        let sent = self.poll_send(context);
         // What has come is read whether or not all has been sent: a server that answers before may be about to hang up.
         while answers.len() < commands {
             match resp::read(&self.incoming)? {
@@ -252,10 +266,14 @@ impl Line {
                     self.incoming.advance(length);
                     answers.push(answer);
                 }
-                None => ready!(self.poll_receive(context))?,
+                None => match (self.poll_receive(context), &sent) {
+                    (Poll::Ready(received), _) => received?,
+                    (Poll::Pending, Poll::Ready(Err(error))) => return Poll::Ready(Err(error.to_string().into())),
+                    (Poll::Pending, _) => return Poll::Pending,
+                },
             }
         }
-        sent.map(Ok)
+        sent.map_err(|error| error.to_string().into())
     }
 
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -293,10 +311,15 @@ impl Line {
         }
         let why = match ready!(self.poll_receive(context)) {
             Err(why) => why,
-            Ok(()) => format!("it spoke unasked: {}", String::from_utf8_lossy(&self.incoming).trim_end()).into(),
+            Ok(()) => self.spoke_unasked(),
         };
         self.end(why.clone());
         Poll::Ready(why)
+    }
+
+    fn spoke_unasked(&self) -> Arc<str> {
+        let said = &self.incoming[..self.incoming.len().min(SHOWN_BYTES)];
+        format!("it spoke unasked: {}", String::from_utf8_lossy(said).trim_end().escape_debug()).into()
     }
 
     fn end(&mut self, why: Arc<str>) {
@@ -425,6 +448,50 @@ mod tests {
         let (pipe, mut peer) = connected().await;
         peer.write_all(b"-ERR max number of clients reached\r\n").await.unwrap();
         assert!(pipe.closed().await.contains("max number of clients reached"));
+    }
+
+    #[tokio::test]
+    async fn what_comes_behind_a_reply_is_not_taken_for_the_next() {
+        let (pipe, mut peer) = connected().await;
+        let answering = async {
+            asked(&mut peer).await;
+            peer.write_all(&[EMPTY, EMPTY].concat()).await.unwrap();
+        };
+        let (replies, ()) = tokio::join!(pipe.call(&[], ScriptBy::Hash), answering);
+        assert!(replies.is_ok() || matches!(replies, Err(WireError::Closed(_))));
+        let mut next = pipe.call(&[], ScriptBy::Hash);
+        tokio::select! {
+            biased;
+            outcome = &mut next => assert!(matches!(&outcome, Err(WireError::Closed(_))), "{outcome:?}"),
+            () = tokio::time::sleep(Duration::from_secs(60)) => panic!("it waits for what has come already"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_hangs_up_has_said_why() {
+        let (pipe, mut peer) = connected().await;
+        let refusing = async {
+            peer.write_all(b"-DENIED Redis is running in protected mode\r\n").await.unwrap();
+            asked(&mut peer).await;
+            drop(peer);
+        };
+        let (probe, ()) = tokio::join!(pipe.probe(), refusing);
+        assert!(matches!(&probe, Err(WireError::Closed(why)) if why.contains("protected mode")), "{probe:?}");
+    }
+
+    #[tokio::test]
+    async fn no_password_is_repeated() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address::parse(&format!("redis://user:secret@{}", listener.local_addr().unwrap())).unwrap();
+        let refusing = async {
+            let mut peer = listener.accept().await.unwrap().0;
+            asked(&mut peer).await;
+            peer.write_all(b"-ERR unknown command `AUTH`, with args beginning with: `user`, `secret`, \r\n").await.unwrap();
+            peer
+        };
+        let (opened, _peer) = tokio::join!(Pipe::open(&address, None, Duration::from_secs(60), "hash".into()), refusing);
+        let Err(WireError::Closed(why)) = opened else { panic!("it did not let us in") };
+        assert!(why.contains("unknown command") && !why.contains("secret"), "{why}");
     }
 
     #[tokio::test]
