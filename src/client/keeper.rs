@@ -163,13 +163,20 @@ enum Out {
     Stray(u64),
 }
 
+impl Out {
+    /// It frees what nobody else knows of, so it is said while there is still a session to say it in.
+    fn gives_up(&self) -> bool {
+        matches!(self, Self::Cancel(_) | Self::Stray(_))
+    }
+}
+
 #[derive(Debug)]
 struct Session {
     sends: Sends,
     last_sent: Instant,
     heard: Instant,
     is_draining: bool,
-    /// Another one is ready to take its place: nothing more is said in this one, and these entries wait for its last answers.
+    /// Another one is ready to take its place: nothing new is asked in this one, and these entries wait for its last answers.
     left_by: Option<Vec<u64>>,
 }
 
@@ -323,6 +330,10 @@ impl Keeper {
 
     /// Adoptions first: their leases end meanwhile.
     fn next_out(&mut self) -> Option<Out> {
+        if self.is_being_left() {
+            let at = self.outbox.iter().position(Out::gives_up)?;
+            return self.outbox.remove(at);
+        }
         let adopt = if self.may_adopt() { self.adrift.pop_front() } else { None };
         adopt.map(Out::Adopt).or_else(|| self.outbox.pop_front())
     }
@@ -338,18 +349,22 @@ impl Keeper {
 
     fn keep_alive_due(&self) -> Option<Instant> {
         let (ttl, _) = self.ttls.first_key_value()?;
-        let session = self.session.as_ref().filter(|session| session.left_by.is_none())?;
+        // Also in one that is being left: its proxy renews only while it hears of us.
+        let session = self.session.as_ref()?;
         Some(session.last_sent + *ttl / SIGNS_PER_TTL)
     }
 
     pub(super) fn has_something_to_say(&self, now: Instant) -> bool {
-        let has_news = (!self.outbox.is_empty() || self.may_adopt()) && !self.is_being_left();
+        let has_news = match self.is_being_left() {
+            true => self.outbox.iter().any(Out::gives_up),
+            false => !self.outbox.is_empty() || self.may_adopt(),
+        };
         has_news || self.keep_alive_due().is_some_and(|due| due <= now)
     }
 
     /// The next message, to be sent at once: its time counts from `now`.
     pub(super) fn next_message(&mut self, now: Instant) -> Option<SessionRequest> {
-        self.session.as_ref().filter(|session| session.left_by.is_none())?;
+        self.session.as_ref()?;
         while let Some(out) = self.next_out() {
             let seq = self.seq + 1;
             if let Some(say) = self.message(out, seq, now) {
@@ -520,7 +535,7 @@ impl Keeper {
             return true;
         };
         let waits = |id: &u64| self.entries.get(id).is_some_and(|entry| is_under_way(entry.phase));
-        !session.left_by.iter().flatten().any(waits)
+        !self.outbox.iter().any(Out::gives_up) && !session.left_by.iter().flatten().any(waits)
     }
 
     /// The session is gone, and nothing can be known of what was under way in it.

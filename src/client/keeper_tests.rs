@@ -622,7 +622,8 @@ fn a_proxy_that_drains_is_left_after_its_last_answer() {
     let (later, _) = world.ask(world.wish(Duration::ZERO));
     world.go_on(TTL / 4);
     assert!(!world.keeper.may_leave());
-    assert!(!world.keeper.has_something_to_say(world.now) && world.said().is_empty(), "not even a sign of life");
+    let said = world.said();
+    assert!(matches!(&said[..], [(_, Say::KeepAlive(_))]), "a sign of life, and nothing new: {said:?}");
     world.hear(number, freed(lease));
     assert_eq!(released.try_recv().unwrap(), Ok(Released::Freed));
     assert!(!world.keeper.may_leave(), "there is still the one who waits");
@@ -636,6 +637,27 @@ fn a_proxy_that_drains_is_left_after_its_last_answer() {
     for id in [waiter, later] {
         world.keeper.give_back(world.now, id, None);
     }
+}
+
+/// Nobody else knows of it, and a session that breaks releases nothing.
+#[test]
+fn what_nobody_wants_is_given_up_before_a_proxy_is_left() {
+    let mut world = World::connected(true);
+    let (id, waiting) = world.ask(world.wish(ms(60_000)));
+    let (asked, _) = world.says_acquire();
+    world.hear(asked, Told::Draining(proto::SessionDraining {}));
+    world.keeper.leave();
+    drop(waiting);
+    world.keeper.give_back(world.now, id, None);
+    assert!(!world.keeper.may_leave() && world.keeper.has_something_to_say(world.now));
+    let said = world.said();
+    assert!(matches!(&said[..], [(_, Say::Cancel(cancel))] if cancel.acquire == asked), "{said:?}");
+    // The grant was on its way.
+    world.hear(asked, granted(asked, "rl1_a", 9_000));
+    assert!(!world.keeper.may_leave());
+    let said = world.said();
+    assert!(matches!(&said[..], [(_, Say::Release(release))] if release.lease == asked), "{said:?}");
+    assert!(world.keeper.may_leave());
 }
 
 #[test]
