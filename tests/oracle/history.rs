@@ -134,6 +134,48 @@ pub struct Denial {
     pub what: String,
 }
 
+/// What the client of a session was told of a lease, on one stream.
+#[derive(Clone, Debug)]
+pub struct Word {
+    /// When.
+    pub at: At,
+    /// The number of the stream, all of the run counted.
+    pub stream: usize,
+    /// By which proxy: the name under which faults befall it.
+    pub proxy: String,
+    /// The lease.
+    pub lease: LeaseId,
+    /// What.
+    pub said: Said,
+    /// When the message was sent from which its client counts.
+    pub counts_from: At,
+    /// Until when its client may rely on it after that.
+    pub until: At,
+    /// Until when it may be held at most, if its client said so.
+    pub hold_ends: Option<At>,
+}
+
+/// What was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Said {
+    /// It was granted.
+    Granted,
+    /// It goes on in another session, or on another stream.
+    Adopted,
+    /// It goes on.
+    Renewed,
+    /// It may not.
+    AtRisk,
+    /// It does not. Nobody can know of it before, if somebody deleted it.
+    Lost { not_held: bool },
+    /// It was given back.
+    Released,
+    /// Nothing: its validity ended unannounced.
+    Nothing,
+    /// Its client did not listen for a while.
+    Unheard,
+}
+
 /// A key that was still there when all was quiet and that belongs to no lease.
 #[derive(Clone, Debug)]
 pub struct Leftover {
@@ -190,6 +232,8 @@ pub struct History {
     pub intrusions: Vec<Intrusion>,
     /// Every denial.
     pub denials: Vec<Denial>,
+    /// Every word of a session.
+    pub words: Vec<Word>,
     /// What was left when all was quiet.
     pub leftovers: Vec<Leftover>,
     /// What became of every name after the last fault.

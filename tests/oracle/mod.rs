@@ -18,6 +18,7 @@ mod register;
 mod starvation;
 mod tokens;
 mod validity;
+mod words;
 
 #[cfg(test)]
 mod tests;
@@ -58,6 +59,7 @@ pub fn judge(history: &History, assumptions: Assumptions) -> Vec<Violation> {
     found.extend(recovery::check(history));
     found.extend(fifo::check(history));
     found.extend(starvation::check(history));
+    found.extend(words::check(history));
     if assumptions != Assumptions::Broken {
         found.extend(exclusion::check(history));
     }

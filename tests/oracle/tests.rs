@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use super::history::{Call, Denial, Fault, Held, History, Intrusion, Lease, Leftover, Promise, Recovery, Removal, Wait, Write};
+use super::history::{
+    Call, Denial, Fault, Held, History, Intrusion, Lease, Leftover, Promise, Recovery, Removal, Said, Wait, Word, Write,
+};
 use super::{Assumptions, Violation, judge, overlaps, stale_writes_taken};
 
 fn at(ms: u64) -> Duration {
@@ -32,6 +34,19 @@ fn wait(joined: u64, got: Option<u64>, left: Option<u64>) -> Wait {
     }
 }
 
+fn word(said: Said, ms: u64, until: u64) -> Word {
+    Word {
+        at: at(ms),
+        stream: 1,
+        proxy: "proxy 1".to_owned(),
+        lease: 0,
+        said,
+        counts_from: at(ms - 5),
+        until: at(until),
+        hold_ends: Some(at(100)),
+    }
+}
+
 fn write(lease: usize, token: u64, ms: u64, accepted: bool) -> Write {
     Write { at: at(ms), name: "a".to_owned(), lease, token, accepted }
 }
@@ -49,6 +64,13 @@ fn good() -> History {
             wait(12, Some(30), Some(30)),
             wait(13, None, None),
             Wait { line: "b".to_owned(), ..wait(5, None, None) },
+        ],
+        words: vec![
+            word(Said::Granted, 10, 60),
+            word(Said::AtRisk, 40, 60),
+            word(Said::Renewed, 45, 95),
+            word(Said::AtRisk, 80, 95),
+            word(Said::Lost { not_held: false }, 90, 95),
         ],
         promises: vec![Promise { lease: 0, until: at(100), kept_until: at(100) }],
         removals: vec![Removal {
@@ -234,4 +256,43 @@ fn a_line_that_is_passed_over_for_long_is_rejected() {
     let mut faulty = elsewhere(200);
     faulty.faults.push(Fault { what: "stopped".to_owned(), to: "proxy 1".to_owned(), from: at(0), until: at(1) });
     assert_eq!(invariants(&faulty, Assumptions::Hold), Vec::<&str>::new(), "what went wrong explains it");
+}
+
+const LOST: Said = Said::Lost { not_held: false };
+
+#[test]
+fn a_session_that_tells_too_much_is_rejected() {
+    rejects("words", HoldsIn::Broken, |history| history.words.push(word(Said::Renewed, 92, 99)));
+    rejects("words", HoldsIn::Broken, |history| history.words.insert(2, word(Said::AtRisk, 42, 60)));
+    rejects("words", HoldsIn::Broken, |history| history.words[2].until = at(101));
+}
+
+#[test]
+fn a_session_that_tells_too_little_is_rejected() {
+    let in_silence = |history: &mut History| history.words = vec![word(Said::Granted, 10, 60), word(Said::Nothing, 61, 60)];
+    rejects("words", HoldsIn::Broken, in_silence);
+    rejects("words", HoldsIn::Broken, |history| drop(history.words.remove(3)));
+    // A loss without a risk: nobody can know of it before.
+    let mut deleted = good();
+    deleted.words = vec![word(Said::Granted, 10, 60), word(Said::Lost { not_held: true }, 20, 60)];
+    assert_eq!(invariants(&deleted, Assumptions::Hold), Vec::<&str>::new());
+}
+
+#[test]
+fn a_session_whose_proxy_was_stopped_or_whose_client_was_deaf_may_tell_too_little() {
+    for said in [LOST, Said::Nothing] {
+        let mut history = good();
+        history.words = vec![word(Said::Granted, 10, 60), word(said, 61, 60)];
+        let stopped =
+            |to: &str, from, until| Fault { what: "stopped".to_owned(), to: to.to_owned(), from: at(from), until: at(until) };
+        history.faults = vec![stopped("proxy 2", 20, 50), stopped("proxy 1", 1, 4), stopped("proxy 1", 62, 70)];
+        assert_eq!(invariants(&history, Assumptions::Hold), ["words"], "not then, or not that one");
+        history.faults.push(stopped("proxy 1", 30, 55));
+        assert_eq!(invariants(&history, Assumptions::Hold), Vec::<&str>::new());
+        history.faults.clear();
+        history.words.insert(1, word(Said::Unheard, 15, 60));
+        assert_eq!(invariants(&history, Assumptions::Hold), Vec::<&str>::new());
+        history.words.insert(2, word(Said::Renewed, 20, 60));
+        assert_eq!(invariants(&history, Assumptions::Hold), ["words"], "it heard again");
+    }
 }
