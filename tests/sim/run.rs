@@ -14,6 +14,7 @@ use crate::faults::{Breakage, Plan};
 use crate::oracle::history::{Call, History, Leftover, Recovery};
 use crate::oracle::{Assumptions, Violation, judge};
 use crate::world::client::{Client, Habits, Outcome};
+use crate::world::holder::{Holder, ttls_of_holders};
 use crate::world::{Size, World};
 
 /// No run takes longer than this in true time.
@@ -36,6 +37,8 @@ pub struct Judged {
 struct Draw {
     size: Size,
     clients: usize,
+    /// Who hold their leases in sessions.
+    holders: usize,
     habits: Habits,
     plan: Plan,
 }
@@ -88,7 +91,8 @@ impl Draw {
             plan = Plan::default();
         }
         let latency = Duration::from_millis(*[1, 1, 1, 8].choose(rng).expect("some"));
-        let longest = habits.ttls.iter().copied().max().unwrap_or_default();
+        let holders = if hurry || crowd { 0 } else { *[0, 0, 1, 2].choose(rng).expect("some") };
+        let longest = longest_ttl(&habits, holders);
         let size = Size {
             nodes,
             proxies,
@@ -100,8 +104,14 @@ impl Draw {
             counter,
         };
         let clients = rng.random_range(4..=7);
-        Self { size, clients: if crowd { 3 * clients } else { clients }, habits, plan }
+        Self { size, clients: if crowd { 3 * clients } else { clients }, holders, habits, plan }
     }
+}
+
+/// In milliseconds.
+fn longest_ttl(habits: &Habits, holders: usize) -> u64 {
+    let of_holders = if holders > 0 { ttls_of_holders(&habits.ttls) } else { Vec::new() };
+    habits.ttls.iter().copied().chain(of_holders).max().unwrap_or_default()
 }
 
 /// A random run, in which all assumptions hold, or one does not.
@@ -109,16 +119,20 @@ pub fn random(seed: u64, counter: CounterKind, breakage: Option<Breakage>, verbo
     let draw = Draw::new(seed, counter, breakage);
     let assumptions = breakage.map_or(Assumptions::Hold, Breakage::assumptions);
     simulate(seed, draw.size, assumptions, verbose, async move |world| {
-        let Draw { clients, habits, plan, .. } = draw;
+        let Draw { clients, holders, habits, plan, .. } = draw;
         let mut lives = tokio::task::JoinSet::new();
         for number in 0..clients {
             let client = Arc::new(Client::new(&world, format!("client {number}"), habits.loses_one_in));
             lives.spawn(client.live(habits.clone()));
         }
+        for number in 0..holders {
+            let client = Arc::new(Client::new(&world, format!("holder {number}"), habits.loses_one_in));
+            lives.spawn(Holder::new(client, habits.clone()).live());
+        }
         plan.happen(world.clone()).await;
         while lives.join_next().await.is_some() {}
         let names: Vec<String> = (0..habits.names).map(|name| format!("name-{name}")).collect();
-        let longest = Duration::from_millis(habits.ttls.iter().copied().max().unwrap_or_default());
+        let longest = Duration::from_millis(longest_ttl(&habits, holders));
         settle(&world, &names, longest).await;
     })
 }
@@ -139,6 +153,8 @@ pub fn simulate<F: Future<Output = ()>>(
             () = story(world.clone()) => {}
             () = world.shared.time.until(LONGEST) => hangs(&world, "the run to end"),
         }
+        // They hold the world, and it them.
+        world.hung.lock().expect("nobody panics with it").clear();
         std::mem::take(&mut world.shared.state().history)
     });
     let violations = judge(&history, assumptions);

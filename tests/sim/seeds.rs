@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use redlockd::engine::membership::CounterKind;
 
 use crate::faults::Breakage;
-use crate::oracle::history::{History, Tally};
+use crate::oracle::history::{History, Said, Tally};
 use crate::oracle::{Assumptions, Violation, overlaps, stale_writes_taken};
 use crate::run::{self, Judged};
 
@@ -36,6 +36,8 @@ struct Sum {
     tally: Tally,
     losses: BTreeMap<&'static str, usize>,
     faults: usize,
+    /// What the clients of sessions were told.
+    words: BTreeMap<Said, usize>,
     /// Writes of stale holders that the register took.
     stale_taken: usize,
     overlaps: usize,
@@ -63,6 +65,9 @@ impl Sum {
         self.faults += faults;
         for (why, count) in &judged.history.losses {
             *self.losses.entry(why).or_default() += count;
+        }
+        for word in &judged.history.words {
+            *self.words.entry(word.said).or_default() += 1;
         }
         self.stale_taken += stale_writes_taken(&judged.history);
         let overlaps = overlaps(&judged.history);
@@ -121,15 +126,17 @@ impl Sum {
     fn text(&self) -> String {
         let Tally { grants, writes, refused_writes, .. } = self.tally;
         let losses: Vec<String> = self.losses.iter().map(|(why, count)| format!("{count} {why}")).collect();
+        let words: Vec<String> = self.words.iter().map(|(said, count)| format!("{count} {said:?}")).collect();
         format!(
             "{} runs, {} with ten grants or more; {grants} leases, {} overlaps; {writes} writes, {refused_writes} stale ones \
-             refused, {} taken; {} faults; attempts without a grant: {}",
+             refused, {} taken; {} faults; attempts without a grant: {}; words of sessions: {}",
             self.runs,
             self.busy,
             self.overlaps,
             self.stale_taken,
             self.faults,
-            losses.join(", ")
+            losses.join(", "),
+            words.join(", ")
         )
     }
 
@@ -157,6 +164,10 @@ impl Sum {
         assert!(self.busy * 100 >= self.runs * 95, "only {} of {} runs granted ten leases", self.busy, self.runs);
         assert!(self.tally.refused_writes > 0, "no seed refused a stale write");
         assert!(self.tally.losses > 0, "nobody ever lost");
+        let told = |said| self.words.get(&said).is_some_and(|count| *count > 0);
+        let lost = [Said::Lost { not_held: false }, Said::Lost { not_held: true }].map(told);
+        let all = [Said::Granted, Said::Adopted, Said::Renewed, Said::AtRisk, Said::Released].map(told);
+        assert!(lost.contains(&true) && !all.contains(&false), "sessions told too little: {:?}", self.words);
     }
 }
 

@@ -133,7 +133,7 @@ impl Client {
         }
     }
 
-    fn lost(&self, why: &'static str) {
+    pub fn lost(&self, why: &'static str) {
         self.world.shared.note(format_args!("{} gets {why}", self.label));
         *self.world.shared.state().history.losses.entry(why).or_default() += 1;
     }
@@ -148,7 +148,7 @@ impl Client {
     }
 
     /// Reaches a proxy with a request; `None` if the request is lost, or nobody is there.
-    async fn reach(&self, proxy: usize) -> Option<Arc<Proxy>> {
+    pub async fn reach(&self, proxy: usize) -> Option<Arc<Proxy>> {
         self.travel().await;
         if self.is_lost() {
             return None;
@@ -159,7 +159,7 @@ impl Client {
     }
 
     /// A call that is not worth waiting for longer than `SHORT`.
-    async fn ask<T>(&self, call: impl Future<Output = Option<T>>) -> Option<T> {
+    pub async fn ask<T>(&self, call: impl Future<Output = Option<T>>) -> Option<T> {
         const SHORT: Duration = Duration::from_secs(4);
         let answer = tokio::select! {
             biased;
@@ -297,7 +297,7 @@ impl Client {
         }
     }
 
-    fn wants_more(&self) -> bool {
+    pub fn wants_more(&self) -> bool {
         let shared = &self.world.shared;
         shared.now() < PATIENCE && shared.state().history.tally().grants < ENOUGH_GRANTS
     }

@@ -4,10 +4,13 @@
 pub mod client;
 pub mod clock;
 pub mod env;
+pub mod holder;
+pub mod lineage;
 pub mod net;
 pub mod proxy;
 pub mod register;
 pub mod site;
+pub mod stream;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,12 +23,14 @@ use redlockd::engine::lease::Ttl;
 use redlockd::engine::membership::{Charter, CounterKind};
 use redlockd::engine::validity::DriftFactor;
 
-use crate::oracle::history::{At, Fault, History};
+use crate::oracle::history::{At, Fault, History, LeaseId};
 use clock::{MAX_RATE_PPM, Monotonic, TrueTime};
+use lineage::Lineage;
 use net::Line;
 use proxy::Proxy;
 use register::Register;
 use site::Site;
+use stream::Stream;
 
 /// How big it is.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +82,12 @@ pub struct State {
     pub landed: BTreeMap<String, Vec<At>>,
     /// Values of leases that were granted and have not been given back for good.
     pub owned: BTreeSet<String>,
+    /// Leases of sessions that their clients have begun to give back.
+    pub returned: BTreeSet<LeaseId>,
+    /// Which values stand for one lease.
+    pub lineage: Lineage,
+    /// How many streams there have been.
+    pub streams: usize,
     /// Which proxy set which value.
     pub set_by: BTreeMap<String, usize>,
     /// Which proxies were asked to release which value.
@@ -145,6 +156,8 @@ pub struct World {
     pub shared: Arc<Shared>,
     pub size: Size,
     pub proxies: Mutex<Vec<Arc<Proxy>>>,
+    /// Streams of clients that do nothing any more.
+    pub hung: Mutex<Vec<Stream>>,
 }
 
 impl World {
@@ -160,13 +173,16 @@ impl World {
             register: Register::default(),
             landed: BTreeMap::new(),
             owned: BTreeSet::new(),
+            returned: BTreeSet::new(),
+            lineage: Lineage::default(),
+            streams: 0,
             set_by: BTreeMap::new(),
             released: BTreeMap::new(),
             set_back: Duration::ZERO,
             excused: BTreeMap::new(),
         };
         let shared = Arc::new(Shared { time: TrueTime::begin(), state: Mutex::new(state) });
-        let world = Arc::new(Self { shared, size, proxies: Mutex::default() });
+        let world = Arc::new(Self { shared, size, proxies: Mutex::default(), hung: Mutex::default() });
         for number in 0..size.proxies {
             let proxy = Proxy::start(&world, number, !size.established);
             world.proxies.lock().expect("nobody panics with it").push(proxy);

@@ -23,6 +23,7 @@ use redlockd::node::link::{Link, Observer, Timing};
 use redlockd::node::roster::{Roster, Seat};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::oracle::history::{At, Call, LeaseId, Promise, Wait};
 
@@ -37,7 +38,7 @@ const FENCE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Beyond what a caller asked for: the votes of the last try, its token, for which the counter may have to be started again while
 /// others do the same, and a release that waits for time-outs.
-const SLACK: Duration = Duration::from_secs(2);
+pub const SLACK: Duration = Duration::from_secs(2);
 
 struct Quiet;
 impl Observer for Quiet {}
@@ -62,10 +63,12 @@ pub struct Proxy {
     pub gate: Gate,
     pub coordinator: Arc<Coordinator>,
     links: Vec<Arc<Link>>,
-    shared: Arc<Shared>,
+    pub shared: Arc<Shared>,
     quorum: Quorum,
     /// Calls that it has not answered, by their number in the history.
     open: Mutex<BTreeSet<usize>>,
+    /// To end the streams of its sessions with it.
+    pub streams: Mutex<Vec<CancellationToken>>,
 }
 
 /// What a client gets of a grant.
@@ -85,6 +88,23 @@ pub struct Want {
     pub wait: Duration,
     pub request: Option<(Vec<u8>, u32)>,
     pub client: String,
+}
+
+impl Want {
+    /// As the proxy knows it that received it then.
+    pub fn spec(&self, received: Instant) -> AcquireSpec {
+        AcquireSpec {
+            name: self.name.clone(),
+            ttl: self.ttl,
+            wait: self.wait,
+            owner: None,
+            token_required: true,
+            request: self.request.clone(),
+            min_validity_ms: 1,
+            received,
+            deadline: None,
+        }
+    }
 }
 
 /// The client has gone away.
@@ -147,7 +167,7 @@ impl Proxy {
         let coordinator = Coordinator::new(settings, links.clone(), counter, env, metrics);
         (0..nodes).for_each(|node| drop(tokio::spawn(coordinator.clone().hear(node))));
         tokio::spawn(keep_house(coordinator.clone(), shared.clone(), gate.clone()));
-        Arc::new(Self { number, gate, coordinator, links, shared, quorum, open: Mutex::default() })
+        Arc::new(Self { number, gate, coordinator, links, shared, quorum, open: Mutex::default(), streams: Mutex::default() })
     }
 
     /// SIGSTOP, and SIGCONT after `span`: its clients have to wait for so much longer.
@@ -161,6 +181,7 @@ impl Proxy {
     /// SIGKILL: its clients see their connections end.
     pub fn kill(&self) {
         self.gate.kill();
+        self.streams.lock().expect("nobody panics with it").iter().for_each(CancellationToken::cancel);
         let open = std::mem::take(&mut *self.open.lock().expect("nobody panics with it"));
         let now = self.shared.now();
         open.into_iter().for_each(|call| self.shared.state().history.calls[call].answered = Some(now));
@@ -204,17 +225,7 @@ impl Proxy {
     ) -> Option<Result<Granted, &'static str>> {
         let received = self.coordinator.now();
         let entered = self.enter(format!("acquire {} by {}", want.name.as_str(), want.client), want.wait + SLACK);
-        let spec = AcquireSpec {
-            name: want.name.clone(),
-            ttl: want.ttl,
-            wait: want.wait,
-            owner: None,
-            token_required: true,
-            request: want.request.clone(),
-            min_validity_ms: 1,
-            received,
-            deadline: None,
-        };
+        let spec = want.spec(received);
         let _admission = self.coordinator.admit(!want.wait.is_zero()).expect("fewer clients than that");
         let mut waits = (!want.wait.is_zero()).then(|| self.stand_in_line(want));
         let outcome = tokio::select! {
@@ -246,7 +257,7 @@ impl Proxy {
         Some(Ok(Granted { lease, id, validity, served_for }))
     }
 
-    fn granted(&self, want: &Want, id: &LockId, until: At) -> LeaseId {
+    pub fn granted(&self, want: &Want, id: &LockId, until: At) -> LeaseId {
         let now = self.shared.now();
         let value = id.value.as_str();
         let token = id.token.map(redlockd::engine::fencing::Token::get);
@@ -274,12 +285,21 @@ impl Proxy {
         lease
     }
 
-    /// Until when a quorum of the nodes keeps a lease.
+    /// From now on `id` stands for a lease.
+    pub fn adopted(&self, lease: LeaseId, id: &LockId, until: At) {
+        self.shared.note(format_args!("lease {lease} is adopted as {}", id.value.as_str()));
+        let kept_until = self.kept_until(id);
+        self.shared.state().history.promises.push(Promise { lease, until, kept_until });
+    }
+
+    /// Until when a quorum of the nodes keeps a lease, under whatever value.
     pub fn kept_until(&self, id: &LockId) -> At {
         let (now, key) = (self.shared.now(), format!("lock:{}", id.name.as_str()));
         let state = self.shared.state();
         let nodes = &state.sites[..self.quorum.nodes()];
-        let mut ends: Vec<At> = nodes.iter().map(|site| site.keeps_until(&key, id.value.as_str(), now)).collect();
+        let first = state.lineage.first(id.value.as_str());
+        let is_ours = |value: &str| state.lineage.first(value) == first;
+        let mut ends: Vec<At> = nodes.iter().map(|site| site.keeps_until(&key, is_ours, now)).collect();
         ends.sort_unstable_by(|a, b| b.cmp(a));
         ends[self.quorum.size() - 1]
     }
@@ -334,6 +354,11 @@ impl Proxy {
     }
 
     fn enter(&self, what: String, bound: Duration) -> Entered<'_> {
+        Entered { proxy: self, call: self.open_call(what, bound) }
+    }
+
+    /// A call that has to be answered within `bound`: its number in the history.
+    pub fn open_call(&self, what: String, bound: Duration) -> usize {
         let sent = self.shared.now();
         let mut state = self.shared.state();
         state.history.calls.push(Call {
@@ -344,7 +369,18 @@ impl Proxy {
         });
         let call = state.history.calls.len() - 1;
         self.open.lock().expect("nobody panics with it").insert(call);
-        Entered { proxy: self, call }
+        call
+    }
+
+    /// It is answered.
+    pub fn close_call(&self, call: usize) {
+        if self.open.lock().expect("nobody panics with it").remove(&call) {
+            let now = self.shared.now();
+            // The history is gone when what is left of a run is dropped.
+            if let Some(call) = self.shared.state().history.calls.get_mut(call) {
+                call.answered = Some(now);
+            }
+        }
     }
 }
 
@@ -379,11 +415,7 @@ struct Entered<'a> {
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        let shared = &self.proxy.shared;
-        if self.proxy.open.lock().expect("nobody panics with it").remove(&self.call) {
-            let now = shared.now();
-            shared.state().history.calls[self.call].answered = Some(now);
-        }
+        self.proxy.close_call(self.call);
     }
 }
 
@@ -394,7 +426,7 @@ fn is_superseded(landed: &BTreeMap<String, Vec<At>>, value: &str) -> bool {
     same.filter(|other| *other != value).any(|other| superseding(value, other) == value)
 }
 
-fn label(failure: &AcquireFailure) -> &'static str {
+pub fn label(failure: &AcquireFailure) -> &'static str {
     match failure {
         AcquireFailure::Contended { .. } => "contended",
         AcquireFailure::LineFull(_) => "line full",

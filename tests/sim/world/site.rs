@@ -79,11 +79,11 @@ impl Site {
         self.clock.when_ns(since_ms * 1_000_000)
     }
 
-    /// Until when it keeps `value` under `key`; the beginning of time if it does not.
-    pub fn keeps_until(&self, key: &str, value: &str, now: At) -> At {
+    /// Until when it keeps a value of ours under `key`; the beginning of time if it does not.
+    pub fn keeps_until(&self, key: &str, is_ours: impl Fn(&str) -> bool, now: At) -> At {
         let held = self.server.keys(self.wall_clock(now)).into_iter().find(|(name, ..)| name == key);
         match held {
-            Some((_, Some(bytes), ends)) if bytes == value.as_bytes() => ends.map_or(At::MAX, |ms| self.when(ms)),
+            Some((_, Some(bytes), ends)) if is_ours(&text(&bytes)) => ends.map_or(At::MAX, |ms| self.when(ms)),
             _ => At::ZERO,
         }
     }
@@ -163,6 +163,11 @@ pub fn execute(shared: &Shared, wire: &Wire, batch: &[Op], by: ScriptBy) -> Resu
                 let value = text(&value);
                 state.set_by.insert(value.clone(), wire.proxy);
                 state.landed.entry(value.clone()).or_default().push(now);
+                if let Some(old) = adopted_by(batch, &value) {
+                    state.lineage.adopt(old, &value);
+                    // It stands for a lease, or for one that ends by itself.
+                    state.owned.insert(value.clone());
+                }
                 if let Some(why) = excuse(state, wire, &value) {
                     state.excused.insert((wire.site, value.clone()), why);
                 }
@@ -252,10 +257,19 @@ fn by_whom(batch: &[Op], key: &str, stood: &str) -> String {
     values.into_keys().next().unwrap_or_else(|| "no release".to_owned())
 }
 
-/// In whose name `value` takes the place of `stood`: of whoever releases it to hand it over, if the batch does that.
+/// The value that `new` takes over from, if the batch does that.
+fn adopted_by<'a>(batch: &'a [Op], new: &str) -> Option<&'a str> {
+    batch.iter().find_map(|op| match op {
+        Op::Adopt { old, new: by, .. } if by.as_str() == new => Some(old.as_str()),
+        _ => None,
+    })
+}
+
+/// In whose name `value` takes the place of `stood`: of whoever releases it to hand it over or adopts it, if the batch does that.
 fn in_place_of(batch: &[Op], key: &str, stood: &str, value: &str) -> String {
     let handed = batch.iter().find_map(|op| match op {
         Op::HandOver { old, new, .. } if &**op.key() == key && new.as_str() == value => Some(old.as_str().to_owned()),
+        Op::Adopt { old, new, .. } if new.as_str() == value && old.as_str() == stood => Some(stood.to_owned()),
         _ => None,
     });
     handed.unwrap_or_else(|| superseding(stood, value))

@@ -1,0 +1,408 @@
+//! The stream of a session between a client and a proxy: what is sent on it arrives in order, and some time later, until it
+//! breaks. The proxy's end does what the gRPC service does.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::stream::{self, BoxStream, StreamExt as _};
+use redlockd::coordinator::lock_id::LockId;
+use redlockd::coordinator::question::Released;
+use redlockd::coordinator::session::{
+    Failure, Inbound, LeaseNumber, LeaseView, Message, Options, Outbox, Request, Seq, Told, What,
+};
+use redlockd::engine::lease::Ttl;
+use redlockd::engine::tenure::Hindrance;
+use redlockd::engine::validity::Validity;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::oracle::history::{At, LeaseId, Promise};
+
+use super::World;
+use super::clock::Monotonic;
+use super::proxy::{Proxy, SLACK, Want};
+
+/// So many words may be on their way: then the proxy has to wait until the client reads.
+const UNREAD: usize = 4;
+
+/// What a client asks for.
+#[derive(Clone, Debug)]
+pub enum Ask {
+    Open(Options),
+    Acquire(Want, Option<Duration>),
+    Adopt { lease: LeaseId, id: LockId, ttl: Ttl, attempt: u32, max_hold: Option<Duration> },
+    Release(LeaseNumber),
+    Renew(LeaseNumber, Option<Ttl>),
+    Cancel(Seq),
+    KeepAlive,
+    Close,
+}
+
+/// What a client hears. Of a lease, also when it ends by the client's own clock.
+#[derive(Debug)]
+pub enum Heard {
+    Opened { session_id: Option<String>, resumed: bool },
+    Granted { number: LeaseNumber, lease: LeaseId, id: LockId, validity: Validity, term: Term },
+    Renewed(LeaseNumber, Term),
+    AtRisk(LeaseNumber),
+    Lost(LeaseNumber, Hindrance),
+    Released(LeaseNumber, Released),
+    Contended(Seq),
+    Failed(Seq, &'static str),
+    Draining,
+}
+
+/// How long a lease lasts, by its client's clock: from the message from which it counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Term {
+    pub counts_from: Instant,
+    pub ends: Instant,
+}
+
+enum Sent {
+    Message(Seq, Ask),
+    Ended,
+    Broken,
+}
+
+/// What both ends know of what was sent.
+#[derive(Debug, Default)]
+struct Book {
+    /// By the client's clock.
+    sends: BTreeMap<Seq, Instant>,
+    asked: BTreeMap<Seq, Ask>,
+    leases: BTreeMap<LeaseNumber, (LeaseId, LockId)>,
+    /// Messages that have not been answered: their number, the lease's, and the call's in the history.
+    open: Vec<(Seq, LeaseNumber, usize)>,
+    /// The client does not read until then.
+    deaf_until: At,
+    /// It never does again.
+    is_hung: bool,
+}
+
+/// The client's end.
+pub struct Stream {
+    world: Arc<World>,
+    clock: Monotonic,
+    /// All of the run counted.
+    pub number: usize,
+    /// The number of its proxy.
+    pub proxy: usize,
+    seq: Seq,
+    last_arrival: At,
+    to_proxy: mpsc::UnboundedSender<(At, Sent)>,
+    words: mpsc::Receiver<(At, Heard)>,
+    /// Received, and not there yet.
+    next: Option<(At, Heard)>,
+    book: Arc<Mutex<Book>>,
+}
+
+impl Stream {
+    /// A new one to a proxy, which goes on with the numbers of another one.
+    pub fn open(world: &Arc<World>, clock: Monotonic, proxy: usize, before: Option<&Self>) -> Self {
+        let book = before.map_or_else(Book::default, |before| {
+            let book = before.book.lock().expect("nobody panics with it");
+            Book { sends: book.sends.clone(), leases: book.leases.clone(), ..Book::default() }
+        });
+        let book = Arc::new(Mutex::new(book));
+        let number = {
+            let state = &mut *world.shared.state();
+            state.streams += 1;
+            state.streams
+        };
+        let (to_proxy, inbox) = mpsc::unbounded_channel();
+        let (tell, words) = mpsc::channel(UNREAD);
+        let end = ProxyEnd { proxy: world.proxy(proxy), clock, book: book.clone(), cut: CancellationToken::new() };
+        end.proxy.streams.lock().expect("nobody panics with it").push(end.cut.clone());
+        if !end.proxy.gate.is_dead() {
+            let outbox = end.proxy.coordinator.open_session(end.clone().inbound(inbox)).expect("fewer sessions than that");
+            tokio::spawn(end.tell(outbox, tell));
+        }
+        let seq = before.map_or(0, |before| before.seq);
+        Self { world: world.clone(), clock, number, proxy, seq, last_arrival: At::ZERO, to_proxy, words, next: None, book }
+    }
+
+    fn book(&self) -> std::sync::MutexGuard<'_, Book> {
+        self.book.lock().expect("nobody panics with it")
+    }
+
+    fn post(&mut self, sent: Sent) {
+        let shared = &self.world.shared;
+        self.last_arrival = self.last_arrival.max(shared.now() + shared.span(0, 1));
+        let _ = self.to_proxy.send((self.last_arrival, sent));
+    }
+
+    /// The number of the message.
+    pub fn ask(&mut self, ask: Ask) -> Seq {
+        self.seq += 1;
+        let now = self.clock.now();
+        self.book().sends.insert(self.seq, now);
+        self.book().asked.insert(self.seq, ask.clone());
+        self.post(Sent::Message(self.seq, ask));
+        self.seq
+    }
+
+    /// An orderly end without a word.
+    pub fn half_close(&mut self) {
+        self.post(Sent::Ended);
+    }
+
+    /// When a message was last sent.
+    pub fn last_sent(&self) -> Instant {
+        self.book().sends.last_key_value().map_or_else(|| self.clock.now(), |(_, sent)| *sent)
+    }
+
+    /// The client reads nothing until `until`: nobody can answer it before.
+    pub fn is_deaf_until(&self, until: At) {
+        let span = until.saturating_sub(self.world.shared.now());
+        let book = &mut *self.book();
+        book.deaf_until = until;
+        let calls = &mut self.world.shared.state().history.calls;
+        book.open.iter().for_each(|(.., call)| calls[*call].due += span);
+    }
+
+    /// The client is gone.
+    pub fn break_off(&mut self) {
+        self.post(Sent::Broken);
+    }
+
+    /// The client will not read again: nobody can answer it.
+    pub fn hang(&self) {
+        let proxy = self.world.proxy(self.proxy);
+        let open = {
+            let book = &mut *self.book();
+            book.is_hung = true;
+            std::mem::take(&mut book.open)
+        };
+        open.into_iter().for_each(|(.., call)| proxy.close_call(call));
+    }
+
+    /// The next word; `None` when the stream has ended, in whatever way.
+    pub async fn next(&mut self) -> Option<Heard> {
+        if self.next.is_none() {
+            self.next = self.words.recv().await;
+        }
+        let (arrives, _) = self.next.as_ref()?;
+        self.world.shared.time.until(*arrives).await;
+        self.next.take().map(|(_, heard)| heard)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.break_off();
+    }
+}
+
+/// The proxy's end.
+#[derive(Clone)]
+struct ProxyEnd {
+    proxy: Arc<Proxy>,
+    /// The client's.
+    clock: Monotonic,
+    book: Arc<Mutex<Book>>,
+    /// Nothing more comes out.
+    cut: CancellationToken,
+}
+
+impl ProxyEnd {
+    fn book(&self) -> std::sync::MutexGuard<'_, Book> {
+        self.book.lock().expect("nobody panics with it")
+    }
+
+    fn inbound(self, inbox: mpsc::UnboundedReceiver<(At, Sent)>) -> BoxStream<'static, Inbound> {
+        let next = |(end, mut inbox): (Self, mpsc::UnboundedReceiver<(At, Sent)>)| async move {
+            let (arrives, sent) = inbox.recv().await?;
+            end.proxy.shared.time.until(arrives).await;
+            end.proxy.gate.passes(end.proxy.shared.time).await;
+            let inbound = match sent {
+                Sent::Message(seq, ask) => Inbound::Message(end.arrives(seq, ask)),
+                Sent::Ended => {
+                    end.closes();
+                    Inbound::Ended
+                }
+                Sent::Broken => {
+                    end.cut.cancel();
+                    Inbound::Broken
+                }
+            };
+            Some((inbound, (end, inbox)))
+        };
+        stream::unfold((self, inbox), next).boxed()
+    }
+
+    fn arrives(&self, seq: Seq, ask: Ask) -> Message {
+        let received = self.proxy.coordinator.now();
+        let request = match ask {
+            Ask::Open(options) => Request::Open(options),
+            Ask::Acquire(want, max_hold) => {
+                self.begins(seq, seq, format!("acquire {} by {}", want.name.as_str(), want.client), want.wait);
+                Request::Acquire(want.spec(received), max_hold)
+            }
+            Ask::Adopt { id, ttl, attempt, max_hold, .. } => {
+                self.begins(seq, seq, format!("adopt {}", id.name.as_str()), Duration::ZERO);
+                Request::Adopt { id, ttl, attempt, max_hold }
+            }
+            Ask::Release(lease) => {
+                self.begins(seq, lease, format!("release lease {lease}"), Duration::ZERO);
+                self.is_asked_to_release(Some(lease));
+                Request::Release(lease)
+            }
+            Ask::Renew(lease, ttl) => {
+                self.begins(seq, lease, format!("renew lease {lease}"), Duration::ZERO);
+                Request::Renew(lease, ttl)
+            }
+            Ask::Cancel(acquire) => Request::Cancel(acquire),
+            Ask::KeepAlive => Request::KeepAlive,
+            Ask::Close => {
+                self.begins(seq, seq, "close the session".to_owned(), Duration::ZERO);
+                self.closes();
+                Request::Close
+            }
+        };
+        Message { seq, received, request }
+    }
+
+    fn closes(&self) {
+        self.is_asked_to_release(None);
+    }
+
+    /// One of the leases, or all.
+    fn is_asked_to_release(&self, lease: Option<LeaseNumber>) {
+        let book = self.book();
+        let values = book.leases.iter().filter(|(number, _)| lease.is_none_or(|lease| lease == **number));
+        let state = &mut *self.proxy.shared.state();
+        for (_, (_, id)) in values {
+            state.released.entry(id.value.as_str().to_owned()).or_default().insert(self.proxy.number);
+        }
+    }
+
+    fn begins(&self, seq: Seq, lease: LeaseNumber, what: String, wait: Duration) {
+        if self.book().is_hung {
+            return;
+        }
+        let deaf = self.book().deaf_until.saturating_sub(self.proxy.shared.now());
+        let call = self.proxy.open_call(what, wait + deaf + SLACK);
+        self.book().open.push((seq, lease, call));
+    }
+
+    /// What was asked in message `number`, or for lease `number`, has been answered.
+    fn is_answered(&self, number: Seq) {
+        let answered =
+            self.book().open.extract_if(.., |(seq, lease, _)| *seq == number || *lease == number).collect::<Vec<_>>();
+        answered.into_iter().for_each(|(.., call)| self.proxy.close_call(call));
+    }
+
+    /// Reads what the session has to say while there is room for it on the way.
+    async fn tell(self, mut outbox: Outbox, tell: mpsc::Sender<(At, Heard)>) {
+        let shared = &self.proxy.shared;
+        let mut last_arrival = At::ZERO;
+        loop {
+            let told = tokio::select! {
+                biased;
+                () = self.cut.cancelled() => break,
+                told = async {
+                    let room = tell.reserve().await.ok()?;
+                    self.proxy.gate.passes(shared.time).await;
+                    let told = poll_fn(|context| outbox.poll_next(context)).await?.ok()?;
+                    Some((room, told))
+                } => told,
+            };
+            let Some((room, told)) = told else { break };
+            let heard = self.hear(told);
+            last_arrival = last_arrival.max(shared.now() + shared.span(0, 1));
+            room.send((last_arrival, heard));
+        }
+        let open = std::mem::take(&mut self.book().open);
+        open.into_iter().for_each(|(.., call)| self.proxy.close_call(call));
+    }
+
+    /// What the client makes of a word.
+    fn hear(&self, Told { acked, since, what }: Told) -> Heard {
+        let base = self.book().sends.get(&acked).copied();
+        // Before the first message there is no word of a lease.
+        let term = |validity: Validity| {
+            let counts_from = base.expect("it names a message that was sent");
+            Term { counts_from, ends: counts_from + since + validity.as_duration() }
+        };
+        match what {
+            What::Opened { session_id, resumed, .. } => Heard::Opened { session_id, resumed },
+            What::Granted(view) => {
+                self.is_answered(view.lease);
+                let validity = view.validity.expect("a grant has one");
+                self.granted(view, validity, term(validity))
+            }
+            What::Renewed(number, validity) => {
+                self.is_answered(number);
+                self.promise(number, term(validity));
+                Heard::Renewed(number, term(validity))
+            }
+            What::AtRisk(number, validity, _) => {
+                validity.into_iter().for_each(|validity| self.promise(number, term(validity)));
+                Heard::AtRisk(number)
+            }
+            What::Lost(number, validity, why, _) => {
+                self.is_answered(number);
+                validity.into_iter().for_each(|validity| self.promise(number, term(validity)));
+                Heard::Lost(number, why)
+            }
+            What::Released(number, released) => {
+                self.is_answered(number);
+                if let Some((_, id)) = self.book().leases.remove(&number).filter(|_| released == Released::Released) {
+                    self.proxy.shared.state().owned.remove(id.value.as_str());
+                }
+                Heard::Released(number, released)
+            }
+            What::Contended { acquire, .. } => {
+                self.is_answered(acquire);
+                Heard::Contended(acquire)
+            }
+            What::Failed(seq, failure) => {
+                self.is_answered(seq);
+                Heard::Failed(seq, label(&failure))
+            }
+            What::Draining => Heard::Draining,
+        }
+    }
+
+    fn granted(&self, view: LeaseView, validity: Validity, term: Term) -> Heard {
+        let LeaseView { lease: number, id, .. } = view;
+        let (until, asked) = (self.clock.when(term.ends), self.book().asked.get(&number).cloned());
+        let lease = match asked {
+            Some(Ask::Acquire(want, _)) => self.proxy.granted(&want, &id, until),
+            Some(Ask::Adopt { lease, .. }) => {
+                self.proxy.adopted(lease, &id, until);
+                lease
+            }
+            asked => panic!("granted in answer to {asked:?}"),
+        };
+        self.book().leases.insert(number, (lease, id.clone()));
+        Heard::Granted { number, lease, id, validity, term }
+    }
+
+    /// What the client is told to rely on, and what the nodes keep of it now.
+    fn promise(&self, number: LeaseNumber, term: Term) {
+        let Some((lease, id)) = self.book().leases.get(&number).cloned() else { return };
+        // Adopted elsewhere and given back there: this proxy can not know.
+        if self.proxy.shared.state().returned.contains(&lease) {
+            return;
+        }
+        let promise = Promise { lease, until: self.clock.when(term.ends), kept_until: self.proxy.kept_until(&id) };
+        self.proxy.shared.state().history.promises.push(promise);
+    }
+}
+
+fn label(failure: &Failure) -> &'static str {
+    match failure {
+        Failure::Acquire(failure) => super::proxy::label(failure),
+        Failure::NoQuorum(_) => "no quorum",
+        Failure::Cancelled => "cancelled",
+        Failure::Invalid(_) => "invalid",
+        Failure::NoSuchLease(_) => "no such lease",
+        Failure::Hindered(_) => "hindered",
+        Failure::TooManyLeases | Failure::TooManyUnanswered | Failure::Overloaded { .. } => "exhausted",
+    }
+}
