@@ -56,6 +56,16 @@ mod chosen {
         ("renewal-counts-healed-nodes", "a node that had lost the key counts for the renewal"),
         ("renewal-shortens", "a renewal to less takes time away"),
         ("renewal-deletes-when-lost", "a failed renewal releases the lease"),
+        ("broken-stream-releases", "a session whose stream broke releases what its client may still rely on"),
+        ("broken-stream-is-renewed", "a session whose client is gone goes on renewing"),
+        ("silent-client-is-renewed", "a client that says nothing keeps its leases"),
+        ("failed-renewal-counts", "a session takes a renewal that reached no quorum for one that did"),
+        ("max-hold-ignored", "a session renews a lease beyond its longest hold"),
+        ("loss-is-told-too-late", "the holder of a lost lease gets to know when its validity ends"),
+        ("risk-is-not-told", "the holder of a lease at risk gets to know of it when it is lost"),
+        ("adoption-counts-missing-keys", "a node that has no key any more counts for an adoption"),
+        ("adoption-keeps-the-old-value", "what an adopted lease was known by before still stands for it"),
+        ("adoption-shortens", "an adoption for less takes time away"),
         ("retry-replaces-higher-attempt", "a late SET of an earlier attempt takes the lock back"),
     ];
 
@@ -97,6 +107,12 @@ mod chosen {
                 "",
             ),
             ("handover-without-compare", "if stored ~= nil and stored ~= old then", "if stored == false then"),
+            (
+                "adoption-counts-missing-keys",
+                "if stored == nil then return 0 end\n  if stored ~= old and",
+                "if stored == nil then call('SET', key, value, 'PX', ttl) return {tonumber(ttl)} end\n  if stored ~= old and",
+            ),
+            ("adoption-shortens", "math.max(tonumber(ttl), left)", "ttl"),
             ("renewal-shortens", "if left >= 0 and left < tonumber(ttl) then", "if left >= 0 then"),
             ("retry-replaces-higher-attempt", "attempt > stored_attempt", "attempt ~= stored_attempt"),
         ];

@@ -394,6 +394,7 @@ impl Coordinator {
             RequestKey { request: adoptions_of(&old.value), attempt, try_number: self.tries.fetch_add(1, Ordering::Relaxed) };
         let owner = LockValue::public_label(old.value.as_str().as_bytes());
         let value = LockValue::new(self.env.secret(), Some(request), owner.as_ref());
+        let value = if mutant!("adoption-keeps-the-old-value") { old.value.clone() } else { value };
         Adoption { new: LockId { value, ..old.clone() }, old, ttl }
     }
 

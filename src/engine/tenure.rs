@@ -66,7 +66,7 @@ impl Tenure {
     pub fn new(ttl: Ttl, started: Duration, max_hold: Option<Duration>, drift: DriftFactor) -> Self {
         Self {
             ttl,
-            hold_ends: max_hold.map(|hold| started + hold),
+            hold_ends: max_hold.filter(|_| !mutant!("max-hold-ignored")).map(|hold| started + hold),
             drift,
             started,
             lasts: ttl,
@@ -196,10 +196,16 @@ impl Tenure {
 
     /// Half of the validity is over.
     fn risk(&self) -> Duration {
+        if mutant!("risk-is-not-told") {
+            return self.ends();
+        }
         self.ends() - self.validity() / 2
     }
 
     fn last_call(&self) -> Duration {
+        if mutant!("loss-is-told-too-late") {
+            return self.ends();
+        }
         self.ends() - self.validity() / LAST_CALL
     }
 }

@@ -224,6 +224,11 @@ impl Session {
         let (since_epoch, now) = (sessions.since_epoch(started), sessions.since_epoch(self.coordinator.now()));
         let kept = |work: &dyn Fn(&mut Kept)| self.desk.state().leases.get_mut(&lease).map(work).is_some();
         match answer {
+            _ if mutant!("failed-renewal-counts") && answer.is_err() => {
+                kept(&|kept| kept.tenure.renewed(since_epoch, ttl));
+                self.schedule(lease);
+                Outcome::Renewed
+            }
             Ok(renewed) if renewed.held => {
                 let is_kept = kept(&|kept| {
                     kept.tenure.renewed(since_epoch, ttl);

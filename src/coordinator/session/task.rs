@@ -232,9 +232,11 @@ impl Session {
         self.give_up();
         // What is unread there would take room from the other streams of its connection.
         self.inbox = Box::pin(futures::stream::pending());
-        if self.options.release_on_disconnect {
+        if self.options.release_on_disconnect || mutant!("broken-stream-releases") {
             (self.phase, self.releases) = (Phase::Ending(End::Closed), true);
             self.release_all();
+        } else if mutant!("broken-stream-is-renewed") {
+            self.phase = Phase::Away(self.coordinator.now() + super::LONGEST_REATTACH);
         } else if self.options.reattach.is_zero() {
             self.phase = Phase::Ending(End::Closed);
             self.forget_leases();
