@@ -14,16 +14,12 @@ local function acquire_all(at, count)
     local value = args[at + i - key]
     local set = try('SET', keys[i], value, 'NX', 'PX', ttl)
     if not set then
-      seldom()
-      local ok, entry = pcall(take_over, keys[i], value, ttl)
-      reply[i + 2] = ok and entry or what(entry)
+      local ok, entry = pcall(seldom().take_over, keys[i], value, ttl)
+      reply[i + 2] = ok and entry or seldom().what(entry)
     elseif set.err then
       reply[i + 2] = set.err
     else
-      if watched then
-        seldom()
-        tell('granted', keys[i], value, ttl)
-      end
+      if watched then seldom().tell('granted', keys[i], value, ttl) end
       reply[i + 2] = 1
     end
   end

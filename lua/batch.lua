@@ -26,9 +26,6 @@ local run_id = args[1]
 -- The operations up to `key` have their entries.
 local reply, key = call('TIME'), 1
 
--- Made by seldom.
-local operations, arity, one_by_one, read, what, tell, tell_release, take_over
-
 -- What the last listeners have told.
 local watchers, waiters
 
@@ -44,4 +41,5 @@ local function listeners()
   return watchers, waiters
 end
 
-local seldom
+-- What most calls do without, and once it was made, where it is.
+local seldom, made

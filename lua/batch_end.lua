@@ -17,14 +17,14 @@ function one_by_one(letter, at, count, common)
   return at
 end
 
+made = {what = what, read = read, tell = tell, tell_release = tell_release, take_over = take_over, one_by_one = one_by_one}
+return made
+
 end
 
 -- With every vote, so that a node that was emptied a moment ago does not vote.
 local marker = try('GET', keys[1])
-if type(marker) == 'table' then
-  seldom()
-  marker = read(keys[1])
-end
+if type(marker) == 'table' then marker = seldom().read(keys[1]) end
 reply[3] = marker or ''
 
 local at = 2
@@ -37,11 +37,17 @@ while key < #keys do
   elseif letter == 'W' and release_all(at, count) then
     at = at + 1 + count
   elseif letter == 'W' then
-    seldom()
-    at = one_by_one(letter, at + 1, count, args[at])
+    at = seldom().one_by_one(letter, at + 1, count, args[at])
   else
-    seldom()
-    at = one_by_one(letter, at, count)
+    -- More than one request for tokens is rare, and so is one that is not met.
+    local met, entry
+    if letter == 'T' and count == 1 then met, entry = pcall(hand_out, keys[key + 1], args[at]) end
+    if met and entry then
+      reply[key + 3] = entry
+      at = at + 2
+    else
+      at = seldom().one_by_one(letter, at, count)
+    end
   end
   key = key + count
 end

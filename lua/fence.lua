@@ -14,24 +14,15 @@
 -- mark there that it has seen: without it, one that was held up puts the counter back after a second loss.
 -- Repeated, T costs numbers; S and U find their work done.
 
-local function counting(stored)
-  local owner, last, ceiling = string.match(stored, '^run (%S+) (%d+) (%d+)$')
-  if owner == run_id then return tonumber(last), tonumber(ceiling) end
-end
-
 local function count_on(key, last, ceiling)
-  call('SET', key, string.format('run %s %.0f %.0f', run_id, last, ceiling))
+  call('SET', key, string.format(counting, run_id, last, ceiling))
 end
 
 arity.T = 2
 operations.T = function(key, count, mark)
+  local entry = hand_out(key, count)
+  if entry then return entry end
   local stored = read(key) or ''
-  local last, ceiling = counting(stored)
-  if last then
-    if last + count > ceiling then return {last, ceiling, run_id, 0} end
-    if count ~= '0' then count_on(key, last + count, ceiling) end
-    return {last + count, ceiling, run_id}
-  end
   local state, found_by, standing = string.match(stored, '^(%a+) (%S+) (%S+)$')
   if found_by ~= run_id or (state ~= 'lost' and state ~= 'new') then
     -- Whether anything was ever counted here tells a new cluster from one that lost everything.
@@ -47,14 +38,14 @@ operations.S = function(key, mark, start, ceiling)
   local marked = run_id .. ' ' .. mark
   local stored = read(key)
   if stored ~= 'lost ' .. marked and stored ~= 'new ' .. marked then return 0 end
-  count_on(key, tonumber(start), tonumber(ceiling))
+  count_on(key, start, ceiling)
   return 1
 end
 
 arity.U = 1
 operations.U = function(key, ceiling)
-  local last, old = counting(read(key) or '')
-  if not last or tonumber(ceiling) <= old then return 0 end
-  count_on(key, last, tonumber(ceiling))
+  local now = read(key) and hand_out(key, '0')
+  if not now or tonumber(ceiling) <= now[2] then return 0 end
+  count_on(key, now[1], ceiling)
   return 1
 end

@@ -13,14 +13,20 @@
 local function release_all(at, count)
   local found = try('MGET', unpack(keys, key + 1, key + count))
   if found.err then return false end
-  local ours, held = {}, 0
+  local held = 0
   for i = 1, count do
-    if found[i] == args[at + i] then
-      held = held + 1
-      ours[held] = keys[key + i]
-    end
+    if found[i] == args[at + i] then held = held + 1 end
   end
-  local deleted = held == 0 and 0 or try('DEL', unpack(ours))
+  local deleted = 0
+  if held == count then
+    deleted = try('DEL', unpack(keys, key + 1, key + count))
+  elseif held > 0 then
+    local ours = {}
+    for i = 1, count do
+      if found[i] == args[at + i] then ours[#ours + 1] = keys[key + i] end
+    end
+    deleted = try('DEL', unpack(ours))
+  end
   if type(deleted) ~= 'number' then return false end
   if deleted < held then
     -- One is named twice: what the first has deleted the second does not find.
@@ -33,10 +39,9 @@ local function release_all(at, count)
   end
   local watchers, waiters = listeners()
   local silent = watchers == 0 and waiters == 0
-  if not silent then seldom() end
   for i = 1, count do
     local entry = 0
-    if found[i] == args[at + i] then entry = silent and 1 or tell_release(keys[key + i], args[at + i], args[at]) end
+    if found[i] == args[at + i] then entry = silent and 1 or seldom().tell_release(keys[key + i], args[at + i], args[at]) end
     reply[key + 2 + i] = entry
   end
   return true

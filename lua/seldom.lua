@@ -4,12 +4,14 @@
 -- ARGV   none of its own
 -- Reply  none of its own
 --
--- Every call of a script runs all of it: to make all operations took longer than to carry a handful of them out. Safe to repeat.
+-- Every call of a script runs all of it: to make all operations took longer than to carry a handful of them out. What is made here has
+-- its names here, because what a function takes from outside of it costs time when the function is made. Safe to repeat.
 
 function seldom()
 
-if operations then return end
-operations, arity = {}, {}
+if made then return made end
+local operations, arity = {}, {}
+local what, read, tell, tell_release, take_over, one_by_one
 
 -- An error that was caught, as a text.
 function what(error)

@@ -19,6 +19,7 @@ const TEXT: &str = concat!(
     include_str!("../../lua/batch.lua"),
     include_str!("../../lua/acquire_all.lua"),
     include_str!("../../lua/release_all.lua"),
+    include_str!("../../lua/tokens.lua"),
     include_str!("../../lua/seldom.lua"),
     include_str!("../../lua/events.lua"),
     include_str!("../../lua/acquire.lua"),
