@@ -65,13 +65,16 @@ fn set_aims(suite: &mut Suite<'_>, sides: &[Side<'_>], clients: usize, processes
         64 => {
             aims.set(Key::StreamRslock64, rate(Target::Stream, Target::Rslock));
             aims.set(Key::UnaryRslock64, rate(Target::Unary, Target::Rslock));
+            aims.set(Key::StreamUnary64, rate(Target::Stream, Target::Unary));
             aims.set(Key::UnaryEtcd64, rate(Target::Unary, Target::Etcd));
             aims.set(Key::StreamEtcd64, rate(Target::Stream, Target::Etcd));
             let cpu = |target| {
                 let of_window = move |window: &Window| cpu_us_per_pair(window, target, processes);
                 windows(target).iter().map(of_window).collect::<Option<Vec<f64>>>().unwrap_or_default()
             };
-            aims.set(Key::StreamRslockCpu64, ratio(&cpu(Target::Stream), &cpu(Target::Rslock), |cpu| Some(*cpu)));
+            for (other, key) in [(Target::Rslock, Key::StreamRslockCpu64), (Target::Unary, Key::StreamUnaryCpu64)] {
+                aims.set(key, ratio(&cpu(Target::Stream), &cpu(other), |cpu| Some(*cpu)));
+            }
         }
         256 => {
             aims.set(Key::StreamRslock256, rate(Target::Stream, Target::Rslock));
