@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::future::join_all;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use crate::config::Config;
@@ -183,10 +184,14 @@ async fn call(connection: &dyn Connection, batch: &[Op]) -> Result<Replies, Wire
     }
 }
 
+/// A connection that listens takes megabytes, and an idle proxy would keep for long what all nodes at once had taken.
+static LISTENS: Semaphore = Semaphore::const_new(1);
+
 /// What those who wait or watch are not told of, if anything.
 async fn untold(node: &RedisNode, connection: &dyn Connection, config: &Config) -> Result<Option<&'static str>, WireError> {
     let (prefix, nonce) = (&*config.nodes.key_prefix, SystemEnv.secret());
     let (name, value) = (format!("redlockd:check:{nonce:032x}"), LockValue::new(nonce, None, None));
+    let _turn = LISTENS.acquire().await;
     let mut listener = node.listen().await?;
     let watch = Channel::Watch(channel_number(prefix, &name));
     let channels = [Channel::Wake(0), Channel::Waiters, watch, Channel::Watchers];

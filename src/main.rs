@@ -73,6 +73,7 @@ fn runtime(threads: usize) -> Runtime {
 }
 
 fn serve(args: &ServeArgs) -> ExitCode {
+    use_small_pages();
     let layers = args.layers();
     if args.print_config {
         print!("{}", layers.print());
@@ -86,15 +87,14 @@ fn serve(args: &ServeArgs) -> ExitCode {
         }
         Ok(config) => {
             start_logging(&config);
-            use_small_pages();
             proxy(config, None)
         }
     }
 }
 
-/// The allocator asks for huge pages, and a proxy that needs ten megabytes took forty with them, at the same speed. For this process
-/// only and those that it starts, which a proxy by itself does not: `run` leaves its command as it is. An old kernel that knows no
-/// such setting costs memory, and nothing else.
+/// The allocator asks for huge pages, and a proxy that needs ten megabytes took forty with them, at the same speed. Whatever this
+/// process starts inherits it, so that it is for a proxy by itself: not for `run` and `dev`, which start others. A kernel that
+/// refuses costs memory, and nothing else.
 fn use_small_pages() {
     let _ = nix::sys::prctl::set_thp_disable(true);
 }

@@ -22,8 +22,8 @@ use super::pipe::Pipe;
 use super::{Channel, Connection, Listener, Node, WireError, script};
 
 /// Messages that nobody has read yet: whoever falls so far behind has lost some, and starts again. A connection of fred has
-/// queues of that length for all that it could tell, and takes half a megabyte for them.
-const UNREAD_MESSAGES: usize = 1_024;
+/// queues of that length for all that it could tell, and takes two megabytes for them.
+const UNREAD_MESSAGES: usize = 4_096;
 
 /// How long a peer may be gone at least before the system ends a connection; a call that is overdue ends it sooner.
 const PEER_GONE: Duration = Duration::from_secs(5);
