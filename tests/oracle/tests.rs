@@ -272,6 +272,10 @@ fn a_session_that_tells_too_little_is_rejected() {
     let in_silence = |history: &mut History| history.words = vec![word(Said::Granted, 10, 60), word(Said::Nothing, 61, 60)];
     rejects("words", HoldsIn::Broken, in_silence);
     rejects("words", HoldsIn::Broken, |history| drop(history.words.remove(3)));
+    let too_late = |history: &mut History| {
+        history.words = vec![word(Said::Granted, 10, 60), word(Said::AtRisk, 40, 60), word(LOST, 62, 60)]
+    };
+    rejects("words", HoldsIn::Broken, too_late);
     // A loss without a risk: nobody can know of it before.
     let mut deleted = good();
     deleted.words = vec![word(Said::Granted, 10, 60), word(Said::Lost { not_held: true }, 20, 60)];
@@ -285,8 +289,9 @@ fn a_session_whose_proxy_was_stopped_or_whose_client_was_deaf_may_tell_too_littl
         history.words = vec![word(Said::Granted, 10, 60), word(said, 61, 60)];
         let stopped =
             |to: &str, from, until| Fault { what: "stopped".to_owned(), to: to.to_owned(), from: at(from), until: at(until) };
-        history.faults = vec![stopped("proxy 2", 20, 50), stopped("proxy 1", 1, 4), stopped("proxy 1", 62, 70)];
-        assert_eq!(invariants(&history, Assumptions::Hold), ["words"], "not then, or not that one");
+        history.faults =
+            vec![stopped("proxy 2", 20, 50), stopped("proxy 1", 1, 4), stopped("proxy 1", 62, 70), stopped("proxy 1", 20, 22)];
+        assert_eq!(invariants(&history, Assumptions::Hold), ["words"], "not then, not for so short, or not that one");
         history.faults.push(stopped("proxy 1", 30, 55));
         assert_eq!(invariants(&history, Assumptions::Hold), Vec::<&str>::new());
         history.faults.clear();

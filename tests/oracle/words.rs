@@ -6,11 +6,17 @@ use std::collections::BTreeMap;
 use super::Violation;
 use super::history::{At, History, LeaseId, Said, Word};
 
+/// A word that came in time may be read a moment later.
+const READ_WITHIN: At = At::from_millis(1);
+
+/// A proxy that was stopped for this part of a validity, or less, had the time left for all that it has to say.
+const SHORT_STOP: u32 = 16;
+
 /// What was told of one lease on one stream, so far.
 struct Story<'a> {
     /// Since it was granted or renewed.
     risk_told: bool,
-    /// From when on its client counts: if its proxy was stopped since, words come late.
+    /// From when on its client counts.
     counts_from: At,
     /// Its client missed something.
     unheard: bool,
@@ -42,19 +48,26 @@ impl<'a> Story<'a> {
         if let Some(hold_ends) = word.hold_ends.filter(|hold_ends| word.until > *hold_ends) {
             return Some(format!("may rely on it until {:?}, and is to hold it until {hold_ends:?} at most", word.until));
         }
-        // A proxy that is stopped tells nothing, and one that goes on has no time left for two words.
-        let befell = |from: At| {
-            history.faults.iter().any(|fault| fault.to == word.proxy && fault.from <= word.at && fault.until >= from)
-        };
-        let excused = self.unheard || befell(self.counts_from);
+        let excused = self.unheard || self.was_stopped(word, history);
         match word.said {
             Said::AtRisk if self.risk_told => Some("was told of a risk twice, and of no renewal in between".to_owned()),
             Said::Lost { not_held: false } if !self.risk_told && !excused => {
                 Some("was told of a loss, and of no risk before".to_owned())
             }
+            Said::Lost { not_held: false } if word.at > word.until + READ_WITHIN && !excused => {
+                Some(format!("was told of a loss after its validity had ended at {:?}", word.until))
+            }
             Said::Nothing if !excused => Some(format!("its validity ended at {:?}, and it was not told before", word.until)),
             _ => None,
         }
+    }
+
+    /// A proxy that is stopped tells nothing, and hears late from when its client counts.
+    fn was_stopped(&self, word: &Word, history: &History) -> bool {
+        let overlap = |from: At, until: At| until.min(word.at).saturating_sub(from.max(self.counts_from));
+        let of_its = history.faults.iter().filter(|fault| fault.to == word.proxy);
+        let stopped: At = of_its.map(|fault| overlap(fault.from, fault.until)).sum();
+        stopped > word.until.saturating_sub(self.counts_from) / SHORT_STOP
     }
 
     fn goes_on(&mut self, word: &'a Word) {

@@ -240,6 +240,10 @@ impl Session {
                 self.schedule(lease);
                 Outcome::Renewed
             }
+            Ok(left) if mutant!("lost-lease-is-still-told") => {
+                self.tell_not_held(lease, &left);
+                Outcome::Lost
+            }
             Ok(left) => {
                 if self.let_go(lease).is_some() {
                     self.tell_not_held(lease, &left);
@@ -264,6 +268,9 @@ impl Session {
 }
 
 fn no_longer_than(ttl: Ttl, max_hold: Option<Duration>) -> Ttl {
+    if mutant!("grant-outlasts-max-hold") {
+        return ttl;
+    }
     let ms = max_hold.map_or(u64::MAX, |hold| u64::try_from(hold.as_millis()).unwrap_or(u64::MAX));
     Ttl::from_millis(ms, ttl).unwrap_or(ttl)
 }

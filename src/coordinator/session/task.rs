@@ -220,6 +220,9 @@ impl Session {
         if self.phase == Phase::Open {
             (self.phase, self.releases) = (Phase::Ending(End::Closed), true);
             self.acquires.clear();
+            if mutant!("close-forgets") {
+                self.forget_leases();
+            }
             self.release_all();
         }
     }

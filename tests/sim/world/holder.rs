@@ -69,6 +69,10 @@ struct Sitting {
     releases_on_disconnect: bool,
     wanted: BTreeMap<Seq, Wanted>,
     keeps: BTreeMap<LeaseNumber, Keep>,
+    /// Lost, or given back for good: nothing more is to be told of them.
+    over: BTreeMap<LeaseNumber, Keep>,
+    /// Adoptions that failed, to be tried again.
+    failed: Vec<Keep>,
     /// Given back, and until when they had been promised.
     returned: BTreeMap<LeaseNumber, (Keep, At)>,
     silent_until: At,
@@ -140,6 +144,8 @@ impl Holder {
             releases_on_disconnect,
             wanted: BTreeMap::new(),
             keeps: BTreeMap::new(),
+            over: BTreeMap::new(),
+            failed: Vec::new(),
             returned: BTreeMap::new(),
             silent_until: At::ZERO,
             catches_up_until: At::ZERO,
@@ -166,10 +172,10 @@ impl Holder {
         sitting.wanted.insert(seq, Wanted::Lock(want, max_hold));
     }
 
-    /// Something happens.
+    /// It does one of the things that clients do.
     async fn step(&self, mut sitting: Sitting) -> Sitting {
         let shared = &self.client.world.shared;
-        let any = self.client.world.shared.chance(|rng| {
+        let any = shared.chance(|rng| {
             let numbers: Vec<LeaseNumber> = sitting.keeps.keys().copied().collect();
             numbers.choose(rng).copied()
         });
@@ -208,10 +214,21 @@ impl Holder {
     async fn sleep(&self, sitting: &mut Sitting) {
         let shared = &self.client.world.shared;
         let span = shared.span(0, 1_500);
-        sitting.stream.is_deaf_until(shared.now() + span);
-        sitting.keeps.values().for_each(|keep| self.word(&sitting.stream, keep, Said::Unheard));
+        self.turns_away(sitting, span);
         shared.sleep(span).await;
-        sitting.catches_up_until = shared.now() + CATCHES_UP_IN;
+        self.turns_back(sitting);
+    }
+
+    /// For so long at most it does not listen.
+    fn turns_away(&self, sitting: &mut Sitting, at_most: Duration) {
+        sitting.stream.is_deaf_until(self.client.world.shared.now() + at_most);
+        sitting.keeps.values().for_each(|keep| self.word(&sitting.stream, keep, Said::Unheard));
+    }
+
+    fn turns_back(&self, sitting: &mut Sitting) {
+        let now = self.client.world.shared.now();
+        sitting.stream.is_deaf_until(now);
+        sitting.catches_up_until = now + CATCHES_UP_IN;
     }
 
     /// The lease is good for a while.
@@ -295,13 +312,16 @@ impl Holder {
                 self.on_granted(sitting, number, granted, term);
             }
             Heard::Renewed(number, term) => {
-                let Some(keep) = sitting.keeps.get_mut(&number) else { return };
-                self.lasts(keep, term);
-                self.good_word(sitting, &sitting.keeps[&number], Said::Renewed);
+                if let Some(keep) = sitting.keeps.get_mut(&number) {
+                    self.lasts(keep, term);
+                    self.good_word(sitting, &sitting.keeps[&number], Said::Renewed);
+                }
+                self.word_after_the_end(sitting, number, Said::Renewed);
             }
             Heard::AtRisk(number) => {
                 let keep = sitting.keeps.get(&number);
                 keep.into_iter().for_each(|keep| self.word(&sitting.stream, keep, Said::AtRisk));
+                self.word_after_the_end(sitting, number, Said::AtRisk);
             }
             Heard::Lost(number, why) => self.on_lost(sitting, number, why),
             Heard::Released(number, released) => self.on_released(sitting, number, released),
@@ -309,6 +329,11 @@ impl Holder {
             Heard::Failed(seq, why) => self.fails(sitting, seq, why),
             Heard::Draining => {}
         }
+    }
+
+    fn word_after_the_end(&self, sitting: &Sitting, number: LeaseNumber, said: Said) {
+        let keep = sitting.over.get(&number);
+        keep.into_iter().for_each(|keep| self.word(&sitting.stream, keep, said));
     }
 
     /// What it was promised before stands all the same.
@@ -352,11 +377,10 @@ impl Holder {
         }
     }
 
-    /// The hold counts from the grant, which was before now.
+    /// The hold counts from the grant, or from the adoption, which was before now. What was promised before that stands.
     fn keep(&self, hand: InHand, old_id: Option<LockId>, max_hold: Option<Duration>) -> Keep {
         let now = self.client.world.shared.now();
-        // What it was promised before stands.
-        let before = self.client.clock.when(hand.ends);
+        let before = if old_id.is_some() { self.client.clock.when(hand.ends) } else { At::ZERO };
         let hold_ends = max_hold.map(|hold| (now + hold + hold / 100).max(before));
         Keep { hand, old_id, max_hold, hold_ends, counts_from: now }
     }
@@ -367,8 +391,12 @@ impl Holder {
             Some(Wanted::Theft(hand)) => return self.intrudes(&hand, "adopt", false),
             Some(Wanted::Adoption(keep)) => Some(keep),
             Some(Wanted::Lock(..)) | None => {
+                self.word_after_the_end(sitting, number, Said::Lost { not_held });
                 let keep = sitting.keeps.remove(&number);
-                keep.inspect(|keep| self.word(&sitting.stream, keep, Said::Lost { not_held }))
+                keep.inspect(|keep| {
+                    self.word(&sitting.stream, keep, Said::Lost { not_held });
+                    sitting.over.insert(number, keep.clone());
+                })
             }
         };
         if let Some(keep) = keep.filter(|_| not_held) {
@@ -394,9 +422,11 @@ impl Holder {
     }
 
     fn on_released(&self, sitting: &mut Sitting, number: LeaseNumber, released: Released) {
+        self.word_after_the_end(sitting, number, Said::Released);
         let Some((keep, promised)) = sitting.returned.remove(&number) else { return };
         self.word(&sitting.stream, &keep, Said::Released);
-        let hand = keep.hand;
+        let hand = keep.hand.clone();
+        sitting.over.insert(number, keep);
         if released == Released::NotHeld {
             self.is_denied(&hand, promised, "release");
         } else if self.chance(4) == 0 {
@@ -409,8 +439,7 @@ impl Holder {
     fn fails(&self, sitting: &mut Sitting, seq: Seq, why: &'static str) {
         match sitting.wanted.remove(&seq) {
             Some(Wanted::Lock(..)) => self.client.lost(why),
-            // To be tried again.
-            Some(wanted @ Wanted::Adoption(_)) => drop(sitting.wanted.insert(seq, wanted)),
+            Some(Wanted::Adoption(keep)) => sitting.failed.push(keep),
             Some(Wanted::Theft(_)) | None => {}
         }
     }
@@ -443,13 +472,14 @@ impl Holder {
         let mut new = self.open(self.any_proxy());
         let keeps = std::mem::take(&mut old.keeps).into_values().collect();
         // Meanwhile nobody listens to the old one.
-        old.stream.is_deaf_until(self.client.world.shared.now() + 3 * PATIENCE);
+        self.turns_away(&mut old, 3 * PATIENCE);
         let left = self.adopt(&mut new, keeps).await;
         // The old one may release them.
         left.iter().for_each(|keep| self.relies_no_more_on(keep));
         if self.chance(3) == 0 {
-            self.use_old_ids(&new).await;
+            self.use_old_ids(&mut new).await;
         }
+        self.turns_back(&mut old);
         self.end(old).await;
         new
     }
@@ -468,12 +498,10 @@ impl Holder {
             while !new.is_over && shared.now() < patience && new.wanted.values().any(is_adoption) {
                 self.listen(new, Duration::from_millis(50)).await;
             }
-            // Without an answer, or with one that says too little.
-            let open = take_where(&mut new.wanted, is_adoption);
-            keeps = open
-                .into_iter()
-                .filter_map(|wanted| if let Wanted::Adoption(keep) = wanted { Some(keep) } else { None })
-                .collect();
+            keeps = std::mem::take(&mut new.failed);
+            // Without an answer.
+            let open = take_where(&mut new.wanted, is_adoption).into_iter();
+            keeps.extend(open.filter_map(|wanted| if let Wanted::Adoption(keep) = wanted { Some(keep) } else { None }));
         }
         keeps
     }
@@ -493,7 +521,8 @@ impl Holder {
     }
 
     /// What stood for its leases before stands for nothing.
-    async fn use_old_ids(&self, sitting: &Sitting) {
+    async fn use_old_ids(&self, sitting: &mut Sitting) {
+        self.turns_away(sitting, 2 * PATIENCE * sitting.keeps.len() as u32);
         for keep in sitting.keeps.values() {
             let Some(old_id) = &keep.old_id else { continue };
             let call = async {
@@ -504,6 +533,7 @@ impl Holder {
                 self.intrudes(&keep.hand, "release by its old id", released == Released::Released);
             }
         }
+        self.turns_back(sitting);
     }
 
     /// Its stream breaks, and it goes on where it can: in the same session, or by adopting its leases.
@@ -516,7 +546,7 @@ impl Holder {
         // Its proxy may not know that the old one is gone when the new one comes.
         if shared.one_in(2) {
             old.stream.break_off();
-            shared.sleep(shared.span(0, 1_000)).await;
+            shared.sleep(shared.span(0, 2_500)).await;
         }
         match old.session_id.clone().filter(|_| !shared.one_in(3)) {
             Some(session_id) => {
@@ -552,10 +582,7 @@ impl Holder {
                 }
                 self.listen(&mut sitting, PATIENCE).await;
             }
-            3 => {
-                sitting.stream.hang();
-                self.client.world.hung.lock().expect("nobody panics with it").push(sitting.stream);
-            }
+            3 => sitting.stream.hang(),
             _ => self.leave(sitting).await,
         }
     }

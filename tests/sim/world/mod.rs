@@ -30,7 +30,6 @@ use net::Line;
 use proxy::Proxy;
 use register::Register;
 use site::Site;
-use stream::Stream;
 
 /// How big it is.
 #[derive(Clone, Copy, Debug)]
@@ -156,8 +155,6 @@ pub struct World {
     pub shared: Arc<Shared>,
     pub size: Size,
     pub proxies: Mutex<Vec<Arc<Proxy>>>,
-    /// Streams of clients that do nothing any more.
-    pub hung: Mutex<Vec<Stream>>,
 }
 
 impl World {
@@ -182,7 +179,7 @@ impl World {
             excused: BTreeMap::new(),
         };
         let shared = Arc::new(Shared { time: TrueTime::begin(), state: Mutex::new(state) });
-        let world = Arc::new(Self { shared, size, proxies: Mutex::default(), hung: Mutex::default() });
+        let world = Arc::new(Self { shared, size, proxies: Mutex::default() });
         for number in 0..size.proxies {
             let proxy = Proxy::start(&world, number, !size.established);
             world.proxies.lock().expect("nobody panics with it").push(proxy);

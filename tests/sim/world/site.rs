@@ -269,7 +269,9 @@ fn adopted_by<'a>(batch: &'a [Op], new: &str) -> Option<&'a str> {
 fn in_place_of(batch: &[Op], key: &str, stood: &str, value: &str) -> String {
     let handed = batch.iter().find_map(|op| match op {
         Op::HandOver { old, new, .. } if &**op.key() == key && new.as_str() == value => Some(old.as_str().to_owned()),
-        Op::Adopt { old, new, .. } if new.as_str() == value && old.as_str() == stood => Some(stood.to_owned()),
+        Op::Adopt { old, new, .. } if &**op.key() == key && new.as_str() == value && old.as_str() == stood => {
+            Some(stood.to_owned())
+        }
         _ => None,
     });
     handed.unwrap_or_else(|| superseding(stood, value))

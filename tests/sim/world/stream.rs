@@ -41,7 +41,7 @@ pub enum Ask {
     Close,
 }
 
-/// What a client hears. Of a lease, also when it ends by the client's own clock.
+/// What a client hears.
 #[derive(Debug)]
 pub enum Heard {
     Opened { session_id: Option<String>, resumed: bool },
@@ -68,6 +68,27 @@ enum Sent {
     Broken,
 }
 
+/// What has to be done, as far as a client can see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    Wish,
+    Renewal,
+    Release,
+    /// Of one lease, because the session was closed.
+    ReleaseAtTheEnd,
+}
+
+/// What has not been done yet.
+#[derive(Debug)]
+struct Open {
+    work: Work,
+    /// Of the message.
+    seq: Seq,
+    lease: LeaseNumber,
+    /// Its number in the history.
+    call: usize,
+}
+
 /// What both ends know of what was sent.
 #[derive(Debug, Default)]
 struct Book {
@@ -75,11 +96,10 @@ struct Book {
     sends: BTreeMap<Seq, Instant>,
     asked: BTreeMap<Seq, Ask>,
     leases: BTreeMap<LeaseNumber, (LeaseId, LockId)>,
-    /// Messages that have not been answered: their number, the lease's, and the call's in the history.
-    open: Vec<(Seq, LeaseNumber, usize)>,
+    open: Vec<Open>,
     /// The client does not read until then.
     deaf_until: At,
-    /// It never does again.
+    /// It does nothing any more.
     is_hung: bool,
 }
 
@@ -157,11 +177,12 @@ impl Stream {
 
     /// The client reads nothing until `until`: nobody can answer it before.
     pub fn is_deaf_until(&self, until: At) {
-        let span = until.saturating_sub(self.world.shared.now());
+        let now = self.world.shared.now();
         let book = &mut *self.book();
+        let (before, until) = (book.deaf_until.max(now), until.max(now));
         book.deaf_until = until;
         let calls = &mut self.world.shared.state().history.calls;
-        book.open.iter().for_each(|(.., call)| calls[*call].due += span);
+        book.open.iter().for_each(|open| calls[open.call].due = calls[open.call].due + until - before);
     }
 
     /// The client is gone.
@@ -169,15 +190,16 @@ impl Stream {
         self.post(Sent::Broken);
     }
 
-    /// The client will not read again: nobody can answer it.
-    pub fn hang(&self) {
+    /// The client says nothing any more, and takes no notice of what it is told: nobody can answer it.
+    pub fn hang(mut self) {
         let proxy = self.world.proxy(self.proxy);
         let open = {
             let book = &mut *self.book();
             book.is_hung = true;
             std::mem::take(&mut book.open)
         };
-        open.into_iter().for_each(|(.., call)| proxy.close_call(call));
+        open.into_iter().for_each(|open| proxy.close_call(open.call));
+        tokio::spawn(async move { while self.next().await.is_some() {} });
     }
 
     /// The next word; `None` when the stream has ended, in whatever way.
@@ -239,26 +261,25 @@ impl ProxyEnd {
         let request = match ask {
             Ask::Open(options) => Request::Open(options),
             Ask::Acquire(want, max_hold) => {
-                self.begins(seq, seq, format!("acquire {} by {}", want.name.as_str(), want.client), want.wait);
+                self.begins(Work::Wish, seq, seq, format!("acquire {} by {}", want.name.as_str(), want.client), want.wait);
                 Request::Acquire(want.spec(received), max_hold)
             }
             Ask::Adopt { id, ttl, attempt, max_hold, .. } => {
-                self.begins(seq, seq, format!("adopt {}", id.name.as_str()), Duration::ZERO);
+                self.begins(Work::Wish, seq, seq, format!("adopt {}", id.name.as_str()), Duration::ZERO);
                 Request::Adopt { id, ttl, attempt, max_hold }
             }
             Ask::Release(lease) => {
-                self.begins(seq, lease, format!("release lease {lease}"), Duration::ZERO);
+                self.begins(Work::Release, seq, lease, format!("release lease {lease}"), Duration::ZERO);
                 self.is_asked_to_release(Some(lease));
                 Request::Release(lease)
             }
             Ask::Renew(lease, ttl) => {
-                self.begins(seq, lease, format!("renew lease {lease}"), Duration::ZERO);
+                self.begins(Work::Renewal, seq, lease, format!("renew lease {lease}"), Duration::ZERO);
                 Request::Renew(lease, ttl)
             }
             Ask::Cancel(acquire) => Request::Cancel(acquire),
             Ask::KeepAlive => Request::KeepAlive,
             Ask::Close => {
-                self.begins(seq, seq, "close the session".to_owned(), Duration::ZERO);
                 self.closes();
                 Request::Close
             }
@@ -266,8 +287,13 @@ impl ProxyEnd {
         Message { seq, received, request }
     }
 
+    /// Everything that its client was told of is to be released.
     fn closes(&self) {
         self.is_asked_to_release(None);
+        let leases: Vec<LeaseNumber> = self.book().leases.keys().copied().collect();
+        for lease in leases {
+            self.begins(Work::ReleaseAtTheEnd, lease, lease, format!("release lease {lease} at the end"), Duration::ZERO);
+        }
     }
 
     /// One of the leases, or all.
@@ -280,20 +306,23 @@ impl ProxyEnd {
         }
     }
 
-    fn begins(&self, seq: Seq, lease: LeaseNumber, what: String, wait: Duration) {
+    fn begins(&self, work: Work, seq: Seq, lease: LeaseNumber, what: String, wait: Duration) {
         if self.book().is_hung {
             return;
         }
         let deaf = self.book().deaf_until.saturating_sub(self.proxy.shared.now());
         let call = self.proxy.open_call(what, wait + deaf + SLACK);
-        self.book().open.push((seq, lease, call));
+        self.book().open.push(Open { work, seq, lease, call });
     }
 
-    /// What was asked in message `number`, or for lease `number`, has been answered.
-    fn is_answered(&self, number: Seq) {
-        let answered =
-            self.book().open.extract_if(.., |(seq, lease, _)| *seq == number || *lease == number).collect::<Vec<_>>();
-        answered.into_iter().for_each(|(.., call)| self.proxy.close_call(call));
+    fn is_done(&self, fits: impl Fn(&Open) -> bool) {
+        let done = self.book().open.extract_if(.., |open| fits(open)).collect::<Vec<_>>();
+        done.into_iter().for_each(|open| self.proxy.close_call(open.call));
+    }
+
+    /// What was asked in that message.
+    fn is_answered(&self, seq: Seq) {
+        self.is_done(|open| open.seq == seq);
     }
 
     /// Reads what the session has to say while there is room for it on the way.
@@ -303,21 +332,24 @@ impl ProxyEnd {
         loop {
             let told = tokio::select! {
                 biased;
-                () = self.cut.cancelled() => break,
+                () = self.cut.cancelled() => None,
                 told = async {
                     let room = tell.reserve().await.ok()?;
                     self.proxy.gate.passes(shared.time).await;
-                    let told = poll_fn(|context| outbox.poll_next(context)).await?.ok()?;
-                    Some((room, told))
+                    Some((room, poll_fn(|context| outbox.poll_next(context)).await))
                 } => told,
             };
-            let Some((room, told)) = told else { break };
-            let heard = self.hear(told);
-            last_arrival = last_arrival.max(shared.now() + shared.span(0, 1));
-            room.send((last_arrival, heard));
+            match told {
+                Some((room, Some(Ok(told)))) => {
+                    let heard = self.hear(told);
+                    last_arrival = last_arrival.max(shared.now() + shared.span(0, 1));
+                    room.send((last_arrival, heard));
+                }
+                // In an orderly way: all that was to be released should have been.
+                Some((_, None)) => return self.is_done(|open| open.work != Work::ReleaseAtTheEnd),
+                _ => return self.is_done(|_| true),
+            }
         }
-        let open = std::mem::take(&mut self.book().open);
-        open.into_iter().for_each(|(.., call)| self.proxy.close_call(call));
     }
 
     /// What the client makes of a word.
@@ -329,14 +361,17 @@ impl ProxyEnd {
             Term { counts_from, ends: counts_from + since + validity.as_duration() }
         };
         match what {
-            What::Opened { session_id, resumed, .. } => Heard::Opened { session_id, resumed },
+            What::Opened { session_id, resumed, leases, .. } => {
+                self.goes_on_with(&leases);
+                Heard::Opened { session_id, resumed }
+            }
             What::Granted(view) => {
                 self.is_answered(view.lease);
                 let validity = view.validity.expect("a grant has one");
                 self.granted(view, validity, term(validity))
             }
             What::Renewed(number, validity) => {
-                self.is_answered(number);
+                self.is_done(|open| open.lease == number && open.work == Work::Renewal);
                 self.promise(number, term(validity));
                 Heard::Renewed(number, term(validity))
             }
@@ -345,12 +380,13 @@ impl ProxyEnd {
                 Heard::AtRisk(number)
             }
             What::Lost(number, validity, why, _) => {
-                self.is_answered(number);
+                self.is_done(|open| open.seq == number || (open.lease == number && open.work == Work::Renewal));
                 validity.into_iter().for_each(|validity| self.promise(number, term(validity)));
+                self.book().leases.remove(&number);
                 Heard::Lost(number, why)
             }
             What::Released(number, released) => {
-                self.is_answered(number);
+                self.is_done(|open| open.lease == number);
                 if let Some((_, id)) = self.book().leases.remove(&number).filter(|_| released == Released::Released) {
                     self.proxy.shared.state().owned.remove(id.value.as_str());
                 }
@@ -361,11 +397,27 @@ impl ProxyEnd {
                 Heard::Contended(acquire)
             }
             What::Failed(seq, failure) => {
+                self.could_not_give_back(seq);
                 self.is_answered(seq);
                 Heard::Failed(seq, label(&failure))
             }
             What::Draining => Heard::Draining,
         }
+    }
+
+    /// A lease whose release in message `seq` failed is the session's no more all the same.
+    fn could_not_give_back(&self, seq: Seq) {
+        let given_back = |open: &&Open| open.seq == seq && open.work == Work::Release;
+        let Some(lease) = self.book().open.iter().find(given_back).map(|open| open.lease) else { return };
+        self.book().leases.remove(&lease);
+        self.is_done(|open| open.lease == lease);
+    }
+
+    /// Whatever else its client had once is not the session's any more. Here they all fit into one message.
+    fn goes_on_with(&self, leases: &[LeaseView]) {
+        let is_kept = |number: LeaseNumber| leases.iter().any(|view| view.lease == number);
+        self.book().leases.retain(|number, _| is_kept(*number));
+        self.is_done(|open| open.work == Work::ReleaseAtTheEnd && !is_kept(open.lease));
     }
 
     fn granted(&self, view: LeaseView, validity: Validity, term: Term) -> Heard {
