@@ -38,6 +38,25 @@ const BREAKER: u32 = 3;
 /// Between probes of a suspended node: one that comes back is used within a second.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
 
+/// How long a node may be left idle for a larger batch. A timer's tick, a millisecond, comes on top.
+const LINGER: Duration = Duration::from_micros(500);
+
+/// When the next batch goes out. Whoever was answered by the last one is about to ask for the next thing; sent at once, the first
+/// few of them would go alone, and the node would be woken several times for what it can do in one call.
+struct Pace {
+    /// So many operations need not wait for more.
+    enough: usize,
+    /// Nor does anything after this.
+    until: Instant,
+}
+
+impl Pace {
+    /// After a batch of so many operations: when three quarters of as many are there again, or after a moment.
+    fn after(operations: usize, now: Instant) -> Self {
+        Self { enough: operations * 3 / 4, until: now + LINGER }
+    }
+}
+
 /// The time-outs of a link.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
@@ -345,6 +364,7 @@ impl Link {
         }
         self.set_reach(Reach::Up);
         let mut look = self.env.sleep_until(self.env.now());
+        let mut pace = Pace::after(0, self.env.now());
         loop {
             let batch = tokio::select! {
                 biased;
@@ -358,12 +378,26 @@ impl Link {
                     look = self.look();
                     continue;
                 }
-                batch = self.mailbox.next_batch(MAX_BATCH) => batch,
+                batch = self.next_batch(&pace) => batch,
             };
+            let operations = batch.len();
             if let Err(why) = self.exchange(connection, &mut closed, batch).await {
                 return why;
             }
+            pace = Pace::after(operations, self.env.now());
         }
+    }
+
+    /// What is to be sent next, as soon as it is worth a call. Safe to cancel.
+    async fn next_batch(&self, pace: &Pace) -> Vec<Entry> {
+        if pace.enough > 1 {
+            tokio::select! {
+                biased;
+                () = self.mailbox.holds(pace.enough) => {}
+                () = self.env.sleep_until(pace.until) => {}
+            }
+        }
+        self.mailbox.next_batch(MAX_BATCH).await
     }
 
     async fn called(&self) {

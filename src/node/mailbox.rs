@@ -241,6 +241,13 @@ impl Mailbox {
         }
     }
 
+    /// Until so many operations wait. Safe to cancel.
+    pub async fn holds(&self, count: usize) {
+        while self.len() < count {
+            self.arrived.notified().await;
+        }
+    }
+
     /// The next operations to send, at least one and at most `max`; releases first. Waits for them. Safe to cancel.
     pub async fn next_batch(&self, max: usize) -> Vec<Entry> {
         // Whoever was woken by the last replies has a turn first: what they post goes along, and the node is woken once for all.

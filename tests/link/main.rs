@@ -305,6 +305,60 @@ async fn a_late_reply_is_delivered_after_the_time_out_that_stood_for_it() {
     assert!(scene.link.is_idle());
 }
 
+/// A batch of eight, and its answer.
+async fn eight(scene: &mut Scene) {
+    (1..=8).for_each(|number| drop(scene.post(set(number))));
+    let call = scene.call().await;
+    assert_eq!(call.ops.len(), 8);
+    call.all_yes();
+    settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_waits_until_nearly_as_many_are_there_as_in_the_last_one() {
+    let mut scene = Scene::up().await;
+    eight(&mut scene).await;
+    (11..=15).for_each(|number| drop(scene.post(set(number))));
+    scene.no_call().await;
+    scene.post(release(1));
+    // Six of eight: without the clock.
+    settle().await;
+    assert_eq!(scene.calls.try_recv().expect("a call at once").ops.len(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_long_for_a_batch_to_fill() {
+    let mut scene = Scene::up().await;
+    eight(&mut scene).await;
+    let answered = Instant::now();
+    scene.post(set(9));
+    scene.no_call().await;
+    let call = scene.call().await;
+    assert_eq!(call.ops.len(), 1);
+    assert!(answered.elapsed() <= Duration::from_millis(2), "{:?}", answered.elapsed());
+    call.all_yes();
+    settle().await;
+
+    // Nor for others to come back who have long been gone.
+    eight(&mut scene).await;
+    sleep(Duration::from_millis(5)).await;
+    scene.post(set(10));
+    settle().await;
+    assert_eq!(scene.calls.try_recv().expect("a call at once").ops.len(), 1);
+}
+
+/// A caller who is alone is never held up.
+#[tokio::test(start_paused = true)]
+async fn after_a_batch_of_one_the_next_goes_at_once() {
+    let mut scene = Scene::up().await;
+    for number in 1..=20 {
+        scene.post(set(number));
+        settle().await;
+        scene.calls.try_recv().expect("a call at once").all_yes();
+        settle().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_silent_node_is_sent_nothing_and_its_releases_wait() {
     let mut scene = Scene::up().await;
