@@ -241,7 +241,7 @@ mod mutants {
     const MOST: u64 = 1_000;
     /// Of the program without a mutant.
     const UNMUTATED: u64 = 200;
-    const AT_A_TIME: u64 = 40;
+    const AT_A_TIME: u64 = 10;
 
     /// The first seed that fails, and how. Every other block of runs has nodes that forget or clocks that are set.
     fn first_failure(most: u64) -> Option<(u64, &'static str, String)> {
