@@ -100,8 +100,9 @@ bench-long: bench-build
 compare: bench-build
 	$(BENCH) load --targets unary,stream,rslock $(ARGS)
 
+# As a program with tokio's main has its callers.
 stream: bench-build
-	$(BENCH) load --targets stream,unary,rslock $(ARGS)
+	$(BENCH) load --targets stream,unary,rslock --threads $$(nproc) $(ARGS)
 
 contended: bench-build
 	$(BENCH) contended $(ARGS)
