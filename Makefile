@@ -33,7 +33,7 @@ help:
 	@echo "make bench         measure everything, in less than ten minutes: the ratios, the tables, target/bench/results.json and report.html"
 	@echo "make bench-long    a million held locks, 1 to 7 nodes, three proxies, ten minutes of a hung node: a quarter of an hour"
 	@echo "make compare       measure against rslock on the same servers (ARGS='--clients 1,64' ..: redlockd-bench load --help)"
-	@echo "make stream        measure a session against unary calls, and rslock"
+	@echo "make stream        measure a session against unary calls, and rslock, with callers on all processors"
 	@echo "make contended     measure a lock that many want, against etcd and rslock"
 
 run:
@@ -100,7 +100,7 @@ bench-long: bench-build
 compare: bench-build
 	$(BENCH) load --targets unary,stream,rslock $(ARGS)
 
-# As a program with tokio's main has its callers.
+# With callers on as many threads as a program with tokio's main has.
 stream: bench-build
 	$(BENCH) load --targets stream,unary,rslock --threads $$(nproc) $(ARGS)
 
