@@ -1,23 +1,18 @@
 -- The end of seldom.lua, and the second half of batch.lua: runs the operations in the order in which they came, each under pcall, so that an error of
 -- one (a full server, a forbidden command) spoils no other.
 
--- Each by itself; `common`: what stands before the arguments of all. Where the next run begins.
-function one_by_one(letter, at, count, common)
+-- Each by itself. Where the next run begins.
+function one_by_one(letter, at, count)
   local operation, width = operations[letter], arity[letter]
   for i = key + 1, key + count do
-    local ok, entry
-    if common then
-      ok, entry = pcall(operation, keys[i], args[at], common)
-    else
-      ok, entry = pcall(operation, keys[i], args[at], args[at + 1], args[at + 2], args[at + 3])
-    end
+    local ok, entry = pcall(operation, keys[i], args[at], args[at + 1], args[at + 2], args[at + 3])
     reply[i + 2] = ok and entry or what(entry)
     at = at + width
   end
   return at
 end
 
-made = {what = what, read = read, tell = tell, tell_release = tell_release, take_over = take_over, one_by_one = one_by_one}
+made = {read = read, one_by_one = one_by_one}
 return made
 
 end
@@ -31,23 +26,14 @@ local at = 2
 while key < #keys do
   local letter, count = args[at], tonumber(args[at + 1])
   at = at + 2
-  if letter == 'A' then
-    acquire_all(at, count)
-    at = at + 1 + count
-  elseif letter == 'W' and release_all(at, count) then
-    at = at + 1 + count
-  elseif letter == 'W' then
-    at = seldom().one_by_one(letter, at + 1, count, args[at])
+  -- More than one request for tokens is rare, and so is one that is not met.
+  local met, entry
+  if letter == 'T' and count == 1 then met, entry = pcall(hand_out, keys[key + 1], args[at]) end
+  if met and entry then
+    reply[key + 3] = entry
+    at = at + 2
   else
-    -- More than one request for tokens is rare, and so is one that is not met.
-    local met, entry
-    if letter == 'T' and count == 1 then met, entry = pcall(hand_out, keys[key + 1], args[at]) end
-    if met and entry then
-      reply[key + 3] = entry
-      at = at + 2
-    else
-      at = seldom().one_by_one(letter, at, count)
-    end
+    at = seldom().one_by_one(letter, at, count)
   end
   key = key + count
 end

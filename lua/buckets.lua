@@ -34,12 +34,8 @@ end
 arity.Q = 3
 operations.Q = function(key, value, ttl, bucket)
   local least = base()
-  if call('SET', key, value, 'NX', 'PX', ttl) then
-    tell('granted', key, value, ttl)
-  else
-    local entry = take_over(key, value, ttl)
-    if entry ~= 1 then return entry end
-  end
+  local entry = acquire(key, value, ttl)
+  if entry ~= 1 then return entry end
   return {count(bucket, least)}
 end
 

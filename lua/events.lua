@@ -1,4 +1,4 @@
--- events: tells those who watch what becomes of a lock; the other files call it.
+-- events: tells those who watch what becomes of a lock, and those who wait of its release; both scripts have it.
 --
 -- KEYS   none of its own
 -- ARGV   none of its own
@@ -29,11 +29,8 @@ function tell(event, key, value, ms)
   try('PUBLISH', 'redlockd:watch:' .. channel(key), table.concat({event, lease_id(value), ms, label, key}, '\n'))
 end
 
--- A release: also for the proxies where somebody waits. The entry of its reply.
-function tell_release(key, value, sender)
-  tell('released', key, value, 0)
-  local _, waiters = listeners()
-  if waiters == 0 then return {0} end
+-- Those who wait are told of a release: how many they were; -1, if this user may not tell them.
+function wake(key, value, sender)
   local heard = try('PUBLISH', 'redlockd:wake:' .. channel(key), sender .. '.' .. lease_id(value) .. ' ' .. key)
-  return {type(heard) == 'number' and heard or -1}
+  return type(heard) == 'number' and heard or -1
 end

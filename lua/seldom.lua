@@ -1,4 +1,4 @@
--- seldom: what most calls have no use for, up to the second half of batch.lua, is made only when something of it is wanted.
+-- seldom: what a call for tokens has no use for, up to the second half of batch.lua, is made only when something of it is wanted.
 --
 -- KEYS   none of its own
 -- ARGV   none of its own
@@ -11,7 +11,7 @@ function seldom()
 
 if made then return made end
 local operations, arity = {}, {}
-local what, read, tell, tell_release, take_over, one_by_one
+local what, read, tell, wake, one_by_one
 
 -- An error that was caught, as a text.
 function what(error)

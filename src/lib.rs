@@ -14,7 +14,7 @@
 //!
 //! `grpc::service` receives the message, `grpc::convert` turns it into an `AcquireSpec` or an `INVALID_ARGUMENT`.
 //! `coordinator::attempt` starts one task for it, which reads the start instant and posts a SET to the mailbox of every node.
-//! Each `node::link` sends what is pending in one call of the batch script. A reply goes to the ballot of its attempt, where
+//! Each `node::link` sends what is pending in one call, which `node::talk` makes commands of. A reply goes to the ballot of its attempt, where
 //! `engine::round` says grant, give up or wait. The vote that makes the quorum asks `coordinator::fence` for a token; then the
 //! task is woken, computes the validity once more, and answers. A ballot that ends without a delivered grant releases every
 //! node that did not refuse.

@@ -69,6 +69,7 @@ mod chosen {
         ("adoption-counts-missing-keys", "a node that has no key any more counts for an adoption"),
         ("adoption-keeps-the-old-value", "what an adopted lease was known by before still stands for it"),
         ("adoption-shortens", "an adoption for less takes time away"),
+        ("set-over-whatever-is-there", "a SET takes the key from whoever has it"),
         ("retry-replaces-higher-attempt", "a late SET of an earlier attempt takes the lock back"),
     ];
 
@@ -94,15 +95,16 @@ mod chosen {
         ALL.get(CHOSEN.load(Ordering::Relaxed)).is_some_and(|(chosen, _)| *chosen == name)
     }
 
-    /// The script with what the chosen mutant changes in it.
-    pub fn in_lua(text: &'static str) -> &'static str {
+    /// The scripts with what the chosen mutant changes in them.
+    pub fn in_lua<const N: usize>(texts: [&'static str; N]) -> [&'static str; N] {
         let changes = [
             (
                 "release-without-compare",
                 "if read(key) ~= value then return false end",
                 "if not read(key) then return false end",
             ),
-            ("release-without-compare", "if found[i] == args[at + i] then", "if found[i] then"),
+            ("release-without-compare", "if found[i] == args[i + 2] then", "if found[i] then"),
+            ("release-without-compare", "found[i] == args[i + 2] and 1", "found[i] and 1"),
             ("run-id-of-the-counter-ignored", "if owner == run_id then", "if owner then"),
             (
                 "counter-started-without-its-mark",
@@ -119,15 +121,12 @@ mod chosen {
             ("renewal-shortens", "if left >= 0 and left < tonumber(ttl) then", "if left >= 0 then"),
             ("retry-replaces-higher-attempt", "attempt > stored_attempt", "attempt ~= stored_attempt"),
         ];
-        let mut changed = std::borrow::Cow::Borrowed(text);
+        let mut changed = texts;
         for (name, from, to) in changes.iter().filter(|(name, ..)| is_chosen(name)) {
-            assert!(changed.contains(from), "{name}: the script has no {from:?}");
-            changed = changed.replace(from, to).into();
-        }
-        match changed {
-            std::borrow::Cow::Borrowed(text) => text,
+            assert!(changed.iter().any(|text| text.contains(from)), "{name}: no script has {from:?}");
             // A leak that ends with the process, which is a test.
-            std::borrow::Cow::Owned(text) => text.leak(),
+            changed = changed.map(|text| if text.contains(from) { text.replace(from, to).leak() } else { text });
         }
+        changed
     }
 }

@@ -182,6 +182,10 @@ impl State {
             (TellTale::Released, Some((true, _))) => return,
             (TellTale::Released, _) => drop(self.leases.remove(&name)),
             (TellTale::HandedOver, _) | (TellTale::Granted, None) => self.expect(&name, lease()),
+            // It was found before it was told: a SET that did not know yet that somebody watches.
+            (TellTale::Granted, Some((false, ends))) if ends + ABOUT_NOW + ttl / 100 >= now + ttl => {
+                self.expect(&name, lease())
+            }
             (TellTale::Granted, Some((_, ends))) => {
                 let ended = if ends <= now + ABOUT_NOW { Event::Expired } else { Event::Released };
                 self.tell(&name, &ended(name.clone()));
@@ -475,11 +479,19 @@ mod tests {
 
     /// What was told of a lock by quorums, at these seconds.
     fn story(steps: &[(TellTale, &str, u64)]) -> Vec<Event> {
+        story_of(None, steps)
+    }
+
+    /// The same of one that was found held, with so many seconds left.
+    fn story_of(left: Option<u64>, steps: &[(TellTale, &str, u64)]) -> Vec<Event> {
         let (events, mut received) = mpsc::channel(99);
         let (scope, begin) = (Scope::Prefix(NamePrefix::new("").unwrap()), Instant::now());
         let mut state = State::default();
         let watcher = Watcher { scope, events, since: begin, complete: Some(true), lags: false };
         state.watchers.insert(0, watcher);
+        if let Some(left) = left {
+            state.expect(&LockName::new("a").unwrap(), Lease::new(None, begin + Duration::from_secs(left)));
+        }
         for (what, lease, second) in steps {
             state.on_told(&told(*what, lease), LockName::new("a").unwrap(), begin + Duration::from_secs(*second));
         }
@@ -500,5 +512,8 @@ mod tests {
         let handed = Event::HandedOver(name(), None, Duration::from_secs(10));
         assert_eq!(story(&[(Granted, "1", 0), (HandedOver, "2", 5), (Released, "2", 6)]), [granted(), handed, released()]);
         assert_eq!(story(&[(Released, "0", 0)]), [released()], "it began before");
+        assert_eq!(story_of(Some(8), &[(Granted, "1", 0)]), [released(), granted()]);
+        assert_eq!(story_of(Some(8), &[(Granted, "1", 8)]), [expired(), granted()]);
+        assert_eq!(story_of(Some(10), &[(Granted, "1", 1)]), [granted()], "it was found before it was told");
     }
 }

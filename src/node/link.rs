@@ -17,7 +17,7 @@ use super::env::Env;
 use super::mailbox::{Entry, Mailbox, Nobody, Place, Reach, ReplyTo};
 use super::roster::{ClockView, Seat};
 use super::script::{CEILING_KEY, COUNTERS_KEY, MARKER_KEY, MAX_BATCH};
-use super::{Connection, Heard, Node, Op, Probe, Replies, ScriptBy, WireError};
+use super::{Connection, Heard, Node, Op, Probe, Replies, WireError};
 
 /// Room in a mailbox: twice the requests that a proxy has in flight by default, and some.
 const MAILBOX_PLACES: usize = 32_768;
@@ -452,7 +452,7 @@ impl Link {
         closed: &mut BoxFuture<'static, Arc<str>>,
         batch: Vec<Entry>,
     ) -> Result<(), Arc<str>> {
-        let ops: Vec<Op> = batch.iter().map(|entry| entry.op.clone()).collect();
+        let ops: Vec<&Op> = batch.iter().map(|entry| &entry.op).collect();
         let sent_at = self.env.now();
         self.known().in_flight = ops.len();
         let outcome = self.await_call(connection, closed, &ops, &batch, sent_at).await;
@@ -494,7 +494,7 @@ impl Link {
         self.mailbox.put_back(batch.into_iter().filter_map(Entry::into_release).collect());
     }
 
-    /// After a server refused a whole call. If it refuses the script without any operation too (busy with somebody's script,
+    /// After a server refused a whole call. If it refuses one without any operation too (busy with somebody's script,
     /// no permission), the releases wait until it runs again. If not, something in the batch was to blame (a key that the
     /// user may not touch), and must not stand in the way of the rest.
     async fn after_refusal(
@@ -525,7 +525,7 @@ impl Link {
         let mut releases = batch.into_iter().filter_map(Entry::into_release);
         while let Some(release) = releases.next() {
             let sent_at = self.env.now();
-            match self.bounded_call(connection, closed, std::slice::from_ref(&release.op)).await {
+            match self.bounded_call(connection, closed, &[&release.op]).await {
                 Ok(replies) => self.deliver(&[release], replies, sent_at),
                 Err(WireError::Closed(why)) => {
                     self.put_back_releases(std::iter::once(release).chain(releases).collect());
@@ -537,7 +537,7 @@ impl Link {
         Ok(())
     }
 
-    /// Tries the script without any operation until the server runs it again.
+    /// Makes calls without any operation until the server answers one again.
     async fn await_recovery(
         &self,
         connection: &dyn Connection,
@@ -563,17 +563,11 @@ impl Link {
         &self,
         connection: &dyn Connection,
         closed: &mut BoxFuture<'static, Arc<str>>,
-        ops: &[Op],
+        ops: &[&Op],
     ) -> Result<Replies, WireError> {
-        let call = async {
-            match connection.call(ops, ScriptBy::Hash).await {
-                Err(WireError::NoScript) => connection.call(ops, ScriptBy::Text).await,
-                outcome => outcome,
-            }
-        };
         tokio::select! {
             biased;
-            outcome = call => outcome,
+            outcome = connection.call(ops) => outcome,
             why = closed => Err(WireError::Closed(why)),
             () = self.env.sleep_until(self.env.now() + self.timing.replace) => {
                 Err(WireError::Closed(format!("a call was unanswered for {} ms", self.timing.replace.as_millis()).into()))
@@ -585,26 +579,23 @@ impl Link {
         &self,
         connection: &dyn Connection,
         closed: &mut BoxFuture<'static, Arc<str>>,
-        ops: &[Op],
+        ops: &[&Op],
         batch: &[Entry],
         sent_at: Instant,
     ) -> Result<Replies, WireError> {
-        let mut call = connection.call(ops, ScriptBy::Hash);
+        let mut call = connection.call(ops);
         let mut deadline = sent_at + self.timing.call;
         let mut stage = Stage::Fresh;
         loop {
             // Biased: a reply that is there counts, whatever the timers say.
             tokio::select! {
                 biased;
-                outcome = &mut call => match outcome {
-                    Err(WireError::NoScript) => call = connection.call(ops, ScriptBy::Text),
-                    outcome => {
-                        if !matches!(outcome, Err(WireError::Closed(_))) {
-                            self.note_answer(stage);
-                        }
-                        return outcome;
+                outcome = &mut call => {
+                    if !matches!(outcome, Err(WireError::Closed(_))) {
+                        self.note_answer(stage);
                     }
-                },
+                    return outcome;
+                }
                 why = &mut *closed => return Err(WireError::Closed(why)),
                 () = self.env.sleep_until(deadline) => match stage {
                     Stage::Fresh if self.env.now() > deadline + STALL_GRACE => {

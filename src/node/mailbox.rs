@@ -16,6 +16,7 @@ use crate::engine::lease::LockValue;
 use crate::engine::quorum::NodeIndex;
 use crate::engine::reply::{Reply, Why, WhyKind};
 
+use super::talk::is_plain_set;
 use super::{Heard, Op};
 
 /// Releases of leases that are kept for a node that can not be reached: more would cost memory for as long as it is away,
@@ -277,7 +278,7 @@ impl Mailbox {
             // Taken back, but for the release in it.
             false => entry.into_release(),
         };
-        releases_first(taken.into_iter().filter_map(to_send).collect())
+        in_order(taken.into_iter().filter_map(to_send).collect())
     }
 
     /// What [`Mailbox::set_reach`] set last.
@@ -304,24 +305,49 @@ impl Mailbox {
 /// Releases go first: they free keys that others in the batch may want, and memory that a full server needs. Not those with
 /// another operation on their value in the same batch, and so before them: a SET would outlive its release, and a renewal
 /// would find the key missing and put it back.
-fn releases_first(batch: Vec<Entry>) -> Vec<Entry> {
+///
+/// SETs follow, for which a node has a command of its own (see [`super::talk`]). Not those with another operation on their key.
+fn in_order(batch: Vec<Entry>) -> Vec<Entry> {
     let releases = batch.iter().filter(|entry| entry.op.is_release()).count();
-    if releases == 0 || releases == batch.len() {
+    let sets = batch.iter().filter(|entry| is_plain_set(&entry.op)).count();
+    if [releases, sets].contains(&batch.len()) || releases + sets == 0 {
         return batch;
     }
-    let mut goes_first = go_first(&batch).into_iter();
-    let (mut ordered, rest): (Vec<_>, Vec<_>) = batch.into_iter().partition(|_| goes_first.next() == Some(true));
-    ordered.extend(rest);
-    ordered
+    let mut turns = turns(&batch).into_iter();
+    let (mut first, mut second, mut rest) = (Vec::with_capacity(batch.len()), Vec::with_capacity(sets), Vec::new());
+    for entry in batch {
+        match turns.next() {
+            Some(Turn::First) => first.push(entry),
+            Some(Turn::Second) => second.push(entry),
+            _ => rest.push(entry),
+        }
+    }
+    first.append(&mut second);
+    first.append(&mut rest);
+    first
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    First,
+    Second,
+    Last,
 }
 
 /// Of each entry.
-fn go_first(batch: &[Entry]) -> Vec<bool> {
+fn turns(batch: &[Entry]) -> Vec<Turn> {
     let mut in_use: FxHashSet<&LockValue> = FxHashSet::with_capacity_and_hasher(batch.len(), FxBuildHasher);
     in_use.extend(batch.iter().flat_map(|entry| entry.op.goes_before_release_of()));
     let overtakes = mutant!("release-overtakes-its-set");
-    let goes_first = |entry: &Entry| matches!(&entry.op, Op::Release { value, .. } if overtakes || !in_use.contains(value));
-    batch.iter().map(goes_first).collect()
+    let goes_first = |op: &Op| matches!(op, Op::Release { value, .. } if overtakes || !in_use.contains(value));
+    let others = batch.iter().map(|entry| &entry.op).filter(|op| !is_plain_set(op) && !goes_first(op));
+    let others: FxHashSet<&str> = others.map(|op| &**op.key()).collect();
+    let turn = |entry: &Entry| match &entry.op {
+        op if goes_first(op) => Turn::First,
+        op if is_plain_set(op) && !others.contains(&**op.key()) => Turn::Second,
+        _ => Turn::Last,
+    };
+    batch.iter().map(turn).collect()
 }
 
 #[cfg(test)]

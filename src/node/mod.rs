@@ -25,6 +25,7 @@ pub mod redis;
 pub mod resp;
 pub mod roster;
 pub mod script;
+pub mod talk;
 pub mod tls;
 
 /// Where connections to one server come from.
@@ -41,8 +42,8 @@ pub trait Connection: Send + Sync {
     /// Asks the server who it is.
     fn probe(&self) -> BoxFuture<'_, Result<Probe, WireError>>;
 
-    /// Runs operations in one call. Without time-out: whoever waits has a clock, and a late reply is worth reading.
-    fn call<'a>(&'a self, batch: &'a [Op], script: ScriptBy) -> BoxFuture<'a, Result<Replies, WireError>>;
+    /// Runs operations in one call, in their order. Without time-out: whoever waits has a clock, and a late reply is worth reading.
+    fn call<'a>(&'a self, batch: &'a [&'a Op]) -> BoxFuture<'a, Result<Replies, WireError>>;
 
     /// Ends when the connection does, and says why.
     fn closed(&self) -> BoxFuture<'static, Arc<str>>;
@@ -80,11 +81,14 @@ impl fmt::Display for Channel {
         match self {
             Self::Wake(number) => write!(f, "redlockd:wake:{number}"),
             Self::Watch(number) => write!(f, "redlockd:watch:{number}"),
-            Self::Watchers => f.write_str("redlockd:watchers"),
-            Self::Waiters => f.write_str("redlockd:waiters"),
+            Self::Watchers => f.write_str(WATCHERS),
+            Self::Waiters => f.write_str(WAITERS),
         }
     }
 }
+
+const WATCHERS: &str = "redlockd:watchers";
+const WAITERS: &str = "redlockd:waiters";
 
 /// Which of 256 channels is that of a key: the same in every proxy and version, and in `events.lua`.
 pub fn channel_number(prefix: &str, name: &str) -> u8 {
@@ -96,15 +100,6 @@ pub fn channel_number(prefix: &str, name: &str) -> u8 {
 pub struct WakeUp {
     /// Which proxy says so: it knows already.
     pub sender: Arc<str>,
-}
-
-/// How the batch script is named in a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ScriptBy {
-    /// By its hash: short, and enough once the server knows it.
-    Hash,
-    /// By its text, which also makes the server know it.
-    Text,
 }
 
 /// A lock's key on a node: prefix and name.
@@ -443,8 +438,6 @@ impl Probe {
 /// What went wrong on a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WireError {
-    /// The server does not know the script: nothing was run.
-    NoScript,
     /// The server answered the whole call with an error; the connection still stands.
     Server(Arc<str>),
     /// The connection is gone, or was never there.
@@ -454,7 +447,6 @@ pub enum WireError {
 impl fmt::Display for WireError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoScript => f.write_str("NOSCRIPT the server does not know our script"),
             Self::Server(what) | Self::Closed(what) => f.write_str(what),
         }
     }

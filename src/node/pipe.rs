@@ -7,7 +7,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -22,9 +22,10 @@ use tokio_rustls::TlsConnector;
 use tokio_util::io::poll_read_buf;
 
 use super::address::{Address, Transport};
-use super::resp::{self, Answer};
-use super::script::{self, Arg, Raw};
-use super::{Connection, Op, Probe, Replies, ScriptBy, Settings, WireError};
+use super::resp::{self, Answer, worded};
+use super::script::{Raw, Scripts};
+use super::talk::{Talk, Wire};
+use super::{Connection, Op, Probe, Replies, Settings, WireError};
 
 /// Room for what one read brings.
 const READ_BYTES: usize = 16 * 1024;
@@ -48,9 +49,7 @@ pub struct Pipe {
     line: Arc<Mutex<Line>>,
     /// Calls go one after the other, in the order in which they are first polled.
     turn: tokio::sync::Mutex<()>,
-    /// Of the process at the other end, once it was probed.
-    run_id: OnceLock<Arc<str>>,
-    script_hash: Arc<str>,
+    talk: Talk,
 }
 
 struct Line {
@@ -71,7 +70,7 @@ impl Pipe {
         address: &Address,
         tls: Option<&ClientConfig>,
         patience: Duration,
-        script_hash: Arc<str>,
+        scripts: Arc<Scripts>,
     ) -> Result<Self, WireError> {
         let socket = dial(&address.transport, tls, patience).await.map_err(|error| closed(&error))?;
         let line = Line {
@@ -84,7 +83,7 @@ impl Pipe {
             watcher: None,
         };
         let (line, turn) = (Arc::new(Mutex::new(line)), tokio::sync::Mutex::new(()));
-        let pipe = Self { line, turn, run_id: OnceLock::new(), script_hash };
+        let pipe = Self { line, turn, talk: Talk::new(scripts) };
         pipe.log_in(address).await?;
         Ok(pipe)
     }
@@ -113,51 +112,8 @@ impl Pipe {
         }
     }
 
-    /// Sends so many commands and awaits an answer to each.
-    async fn exchange(&self, commands: usize, write: impl FnOnce(&mut Vec<u8>)) -> Result<Vec<Answer>, WireError> {
-        let _turn = self.turn.lock().await;
-        self.line().begin(write).map_err(WireError::Closed)?;
-        let mut under_way = UnderWay { line: &self.line, finished: false };
-        let mut answers = Vec::with_capacity(commands);
-        let outcome = poll_fn(|context| self.line().poll_answers(context, commands, &mut answers)).await;
-        under_way.finished = true;
-        match outcome {
-            Ok(()) => Ok(answers),
-            // A server that hangs up has often said why.
-            Err(why) => Err(WireError::Closed(answers.into_iter().find_map(Result::err).map_or(why, |error| worded(&error)))),
-        }
-    }
-
-    async fn run(&self, batch: &[Op], by: ScriptBy) -> Result<Replies, WireError> {
-        let run_id = self.run_id.get().map_or("", |run_id| &**run_id);
-        let args = script::encode(run_id, batch);
-        let (command, name) = match by {
-            ScriptBy::Hash => ("EVALSHA", &*self.script_hash),
-            ScriptBy::Text => ("EVAL", script::text()),
-        };
-        let answers = self.exchange(1, |out| {
-            let keys = 1 + batch.len();
-            resp::write_head(out, 3 + keys + args.len());
-            resp::write_word(out, command.as_bytes());
-            resp::write_word(out, name.as_bytes());
-            resp::write_number(out, keys as u64);
-            script::keys(batch).for_each(|key| resp::write_word(out, key.as_bytes()));
-            for arg in args {
-                match arg {
-                    Arg::Text(text) => resp::write_word(out, text.as_bytes()),
-                    Arg::Number(number) => resp::write_number(out, number),
-                }
-            }
-        });
-        match answers.await?.pop() {
-            Some(Ok(Raw::List(entries))) => script::decode(batch, entries).map_err(WireError::Server),
-            Some(Err(error)) if error.starts_with("NOSCRIPT") => Err(WireError::NoScript),
-            Some(Err(error)) => Err(WireError::Server(worded(&error))),
-            _ => Err(WireError::Server("the batch script's reply is no list".into())),
-        }
-    }
-
     async fn ask(&self) -> Result<Probe, WireError> {
+        let _turn = self.turn.lock().await;
         let answers = self.exchange(1 + SETTINGS.len(), |out| {
             resp::write_command(out, &["INFO"]);
             SETTINGS.iter().for_each(|setting| resp::write_command(out, &["CONFIG", "GET", setting]));
@@ -169,9 +125,23 @@ impl Pipe {
             _ => return Err(WireError::Closed("its INFO is no text; is it a Redis server?".into())),
         };
         let mut probe = read_info(&info, settings(answers))?;
-        // A connection has one process at its other end: what it was at first it stays.
-        probe.run_id = self.run_id.get_or_init(|| probe.run_id).clone();
+        probe.run_id = self.talk.meet(probe.run_id);
         Ok(probe)
+    }
+}
+
+impl Wire for Pipe {
+    async fn exchange(&self, commands: usize, write: impl FnOnce(&mut Vec<u8>) + Send) -> Result<Vec<Answer>, WireError> {
+        self.line().begin(write).map_err(WireError::Closed)?;
+        let mut under_way = UnderWay { line: &self.line, finished: false };
+        let mut answers = Vec::with_capacity(commands);
+        let outcome = poll_fn(|context| self.line().poll_answers(context, commands, &mut answers)).await;
+        under_way.finished = true;
+        match outcome {
+            Ok(()) => Ok(answers),
+            // A server that hangs up has often said why.
+            Err(why) => Err(WireError::Closed(answers.into_iter().find_map(Result::err).map_or(why, |error| worded(&error)))),
+        }
     }
 }
 
@@ -180,8 +150,11 @@ impl Connection for Pipe {
         Box::pin(self.ask())
     }
 
-    fn call<'a>(&'a self, batch: &'a [Op], by: ScriptBy) -> BoxFuture<'a, Result<Replies, WireError>> {
-        Box::pin(self.run(batch, by))
+    fn call<'a>(&'a self, batch: &'a [&'a Op]) -> BoxFuture<'a, Result<Replies, WireError>> {
+        Box::pin(async {
+            let _turn = self.turn.lock().await;
+            self.talk.call(self, batch).await
+        })
     }
 
     fn closed(&self) -> BoxFuture<'static, Arc<str>> {
@@ -384,24 +357,21 @@ fn closed(error: &io::Error) -> WireError {
     WireError::Closed(error.to_string().into())
 }
 
-/// An error as the server words it, with the word `auth` where it does not let us in.
-fn worded(error: &str) -> Arc<str> {
-    let keeps_out = ["NOAUTH", "WRONGPASS"].iter().any(|word| error.starts_with(word));
-    if keeps_out { format!("auth: {error}").into() } else { error.into() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
+    fn scripts() -> Arc<Scripts> {
+        Arc::new(Scripts::hashed_by(|_| "hash".to_owned()))
+    }
+
     /// A connection, and its other end.
     async fn connected() -> (Pipe, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = Address::parse(&format!("redis://{}", listener.local_addr().unwrap())).unwrap();
-        let (pipe, accepted) =
-            tokio::join!(Pipe::open(&address, None, Duration::from_secs(60), "hash".into()), listener.accept());
+        let (pipe, accepted) = tokio::join!(Pipe::open(&address, None, Duration::from_secs(60), scripts()), listener.accept());
         (pipe.unwrap(), accepted.unwrap().0)
     }
 
@@ -422,7 +392,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        let (replies, ()) = tokio::join!(pipe.call(&[], ScriptBy::Hash), answering);
+        let (replies, ()) = tokio::join!(pipe.call(&[]), answering);
         assert_eq!(replies.unwrap().time.micros, 7_000_008);
     }
 
@@ -432,14 +402,14 @@ mod tests {
         let closed = pipe.closed();
         drop(peer);
         assert!(!closed.await.is_empty());
-        assert!(matches!(pipe.call(&[], ScriptBy::Hash).await, Err(WireError::Closed(_))));
+        assert!(matches!(pipe.call(&[]).await, Err(WireError::Closed(_))));
 
         let (pipe, mut peer) = connected().await;
         let hanging_up = async {
             asked(&mut peer).await;
             drop(peer);
         };
-        let (replies, ()) = tokio::join!(pipe.call(&[], ScriptBy::Hash), hanging_up);
+        let (replies, ()) = tokio::join!(pipe.call(&[]), hanging_up);
         assert!(matches!(replies, Err(WireError::Closed(_))), "{replies:?}");
     }
 
@@ -457,9 +427,9 @@ mod tests {
             asked(&mut peer).await;
             peer.write_all(&[EMPTY, EMPTY].concat()).await.unwrap();
         };
-        let (replies, ()) = tokio::join!(pipe.call(&[], ScriptBy::Hash), answering);
+        let (replies, ()) = tokio::join!(pipe.call(&[]), answering);
         assert!(replies.is_ok() || matches!(replies, Err(WireError::Closed(_))));
-        let mut next = pipe.call(&[], ScriptBy::Hash);
+        let mut next = pipe.call(&[]);
         tokio::select! {
             biased;
             outcome = &mut next => assert!(matches!(&outcome, Err(WireError::Closed(_))), "{outcome:?}"),
@@ -489,7 +459,7 @@ mod tests {
             peer.write_all(b"-ERR unknown command `AUTH`, with args beginning with: `user`, `secret`, \r\n").await.unwrap();
             peer
         };
-        let (opened, _peer) = tokio::join!(Pipe::open(&address, None, Duration::from_secs(60), "hash".into()), refusing);
+        let (opened, _peer) = tokio::join!(Pipe::open(&address, None, Duration::from_secs(60), scripts()), refusing);
         let Err(WireError::Closed(why)) = opened else { panic!("it did not let us in") };
         assert!(why.contains("unknown command") && !why.contains("secret"), "{why}");
     }
@@ -501,7 +471,7 @@ mod tests {
             asked(&mut peer).await;
             peer.write_all(b"HTTP/1.1 400 Bad Request\r\n").await.unwrap();
         };
-        let (replies, ()) = tokio::join!(pipe.call(&[], ScriptBy::Hash), answering);
+        let (replies, ()) = tokio::join!(pipe.call(&[]), answering);
         assert!(matches!(&replies, Err(WireError::Closed(why)) if why.contains("RESP2")), "{replies:?}");
     }
 
@@ -511,11 +481,11 @@ mod tests {
         let (pipe, mut peer) = connected().await;
         tokio::select! {
             biased;
-            _ = pipe.call(&[], ScriptBy::Hash) => panic!("nobody has answered"),
+            _ = pipe.call(&[]) => panic!("nobody has answered"),
             () = asked(&mut peer) => {}
         }
         peer.write_all(EMPTY).await.unwrap();
-        let next = pipe.call(&[], ScriptBy::Hash).await;
+        let next = pipe.call(&[]).await;
         assert!(matches!(&next, Err(WireError::Closed(why)) if why.contains("given up")), "{next:?}");
         assert!(pipe.closed().await.contains("given up"));
     }

@@ -19,7 +19,8 @@ use tokio::task::{AbortHandle, JoinError};
 
 use super::address::{Address, Transport};
 use super::pipe::Pipe;
-use super::{Channel, Connection, Listener, Node, WireError, script};
+use super::script::Scripts;
+use super::{Channel, Connection, Listener, Node, WireError};
 
 /// Messages that nobody has read yet: whoever falls so far behind has lost some, and starts again. A connection of fred has
 /// queues of that length for all that it could tell, and takes two megabytes for them.
@@ -33,14 +34,14 @@ pub struct RedisNode {
     address: Address,
     tls: Option<ClientConfig>,
     connect_timeout: Duration,
-    script_hash: Arc<str>,
+    scripts: Arc<Scripts>,
 }
 
 impl RedisNode {
     /// `tls` is needed for `rediss://` only.
     pub fn new(address: &Address, tls: Option<ClientConfig>, connect_timeout: Duration) -> Self {
-        let script_hash = sha1_hash(script::text()).into();
-        Self { address: address.clone(), tls, connect_timeout, script_hash }
+        let scripts = Arc::new(Scripts::hashed_by(sha1_hash));
+        Self { address: address.clone(), tls, connect_timeout, scripts }
     }
 
     fn patience(&self) -> Duration {
@@ -95,7 +96,7 @@ impl RedisNode {
     }
 
     async fn open_pipe(&self) -> Result<Box<dyn Connection>, WireError> {
-        Ok(Box::new(Pipe::open(&self.address, self.tls.as_ref(), self.patience(), self.script_hash.clone()).await?))
+        Ok(Box::new(Pipe::open(&self.address, self.tls.as_ref(), self.patience(), self.scripts.clone()).await?))
     }
 }
 

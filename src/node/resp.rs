@@ -7,6 +7,12 @@ use super::script::Raw;
 /// What a server answers to a command; `Err`: an error, as the server words it.
 pub type Answer = Result<Raw, Arc<str>>;
 
+/// An error as the server words it, with the word `auth` where it does not let us in.
+pub fn worded(error: &str) -> Arc<str> {
+    let keeps_out = ["NOAUTH", "WRONGPASS"].iter().any(|word| error.starts_with(word));
+    if keeps_out { format!("auth: {error}").into() } else { error.into() }
+}
+
 /// No list of ours is so deep: whoever sends one is no Redis server.
 const MAX_DEPTH: usize = 8;
 
@@ -37,6 +43,14 @@ pub fn write_command(out: &mut Vec<u8>, words: &[&str]) {
 }
 
 fn write_prefixed(out: &mut Vec<u8>, kind: u8, number: usize) {
+    // Most words are short.
+    if let Ok(short @ 0..100) = u8::try_from(number) {
+        let digits = [kind, b'0' + short / 10, b'0' + short % 10, b'\r', b'\n'];
+        return match short {
+            0..10 => out.extend_from_slice(&[kind, digits[2], b'\r', b'\n']),
+            _ => out.extend_from_slice(&digits),
+        };
+    }
     out.push(kind);
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     out.extend_from_slice(b"\r\n");
@@ -77,7 +91,10 @@ impl<'a> Reader<'a> {
         match kind {
             b':' => self.number().map(Raw::Integer),
             // An error within a list is an entry like any other.
-            b'+' | b'-' => Ok(Raw::Bytes(self.line()?.into())),
+            b'+' | b'-' => Ok(match (kind, self.line()?) {
+                (b'+', b"OK") => Raw::Done,
+                (_, line) => Raw::Bytes(line.into()),
+            }),
             b'$' => match self.length()? {
                 None => Ok(Raw::Nil),
                 Some(length) => self.text(length).map(|text| Raw::Bytes(text.into())),
@@ -174,7 +191,7 @@ mod tests {
         let reply = b"*7\r\n:-9223372036854775808\r\n+OK\r\n$-1\r\n$3\r\n\r\n\xff\r\n*-1\r\n*1\r\n:0\r\n-ERR no\r\n:next";
         let expected = vec![
             Raw::Integer(i64::MIN),
-            bytes(b"OK"),
+            Raw::Done,
             Raw::Nil,
             bytes(b"\r\n\xff"),
             Raw::Nil,
@@ -210,7 +227,7 @@ mod tests {
 
     fn any_value() -> impl Strategy<Value = Raw> {
         let text = prop::collection::vec(any::<u8>(), 0..40).prop_map(|text| Raw::Bytes(text.into()));
-        let leaf = prop_oneof![any::<i64>().prop_map(Raw::Integer), text, Just(Raw::Nil)];
+        let leaf = prop_oneof![any::<i64>().prop_map(Raw::Integer), text, Just(Raw::Nil), Just(Raw::Done)];
         leaf.prop_recursive(4, 64, 8, |inner| prop::collection::vec(inner, 0..8).prop_map(Raw::List))
     }
 
@@ -218,6 +235,7 @@ mod tests {
         match value {
             Raw::Integer(number) => out.extend(format!(":{number}\r\n").bytes()),
             Raw::Nil => out.extend(b"$-1\r\n"),
+            Raw::Done => out.extend(b"+OK\r\n"),
             Raw::Bytes(text) => {
                 out.extend(format!("${}\r\n", text.len()).bytes());
                 out.extend_from_slice(text);

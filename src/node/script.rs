@@ -1,24 +1,51 @@
-//! Where Lua meets Rust: how operations become the arguments of the batch script, and its reply becomes replies.
+//! Where Lua meets Rust: how operations become the arguments of a script, and its reply becomes replies.
 
 use std::sync::Arc;
 
 use crate::engine::lease::Ttl;
 use crate::engine::reply::{Reply, Stored, Why, WhyKind};
 
-use super::{NodeTime, Op, Replies};
+use super::{NodeTime, Op, Replies, channel_number};
 
-/// The batch script with all operations.
-pub fn text() -> &'static str {
-    #[cfg(feature = "mutants")]
-    return crate::mutants::in_lua(TEXT);
-    #[cfg(not(feature = "mutants"))]
-    TEXT
+/// A script as a server takes it.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// Its text, which also makes the server know it.
+    pub text: &'static str,
+    /// The hash of the text: short, and enough once the server knows it.
+    pub hash: Arc<str>,
 }
 
-const TEXT: &str = concat!(
+/// All that are sent to nodes.
+#[derive(Clone, Debug)]
+pub struct Scripts {
+    /// Carries out operations of all kinds.
+    pub batch: Script,
+    /// Carries out releases.
+    pub free: Script,
+}
+
+impl Scripts {
+    /// With SHA-1.
+    pub fn hashed_by(sha1: impl Fn(&str) -> String) -> Self {
+        let texts = [BATCH, FREE];
+        #[cfg(feature = "mutants")]
+        let texts = crate::mutants::in_lua(texts);
+        let [batch, free] = texts.map(|text| Script { text, hash: sha1(text).into() });
+        Self { batch, free }
+    }
+}
+
+const FREE: &str = concat!(
+    include_str!("../../lua/listeners.lua"),
+    include_str!("../../lua/free.lua"),
+    include_str!("../../lua/events.lua"),
+    include_str!("../../lua/free_end.lua"),
+);
+
+const BATCH: &str = concat!(
+    include_str!("../../lua/listeners.lua"),
     include_str!("../../lua/batch.lua"),
-    include_str!("../../lua/acquire_all.lua"),
-    include_str!("../../lua/release_all.lua"),
     include_str!("../../lua/tokens.lua"),
     include_str!("../../lua/seldom.lua"),
     include_str!("../../lua/events.lua"),
@@ -46,9 +73,33 @@ pub const CEILING_KEY: &str = "redlockd:fence:ceiling";
 /// Where a node keeps its part of the quorum counter.
 pub const COUNTERS_KEY: &str = "redlockd:fence:buckets";
 
-/// The keys of a batch.
-pub fn keys(batch: &[Op]) -> impl Iterator<Item = &str> {
-    std::iter::once(MARKER_KEY).chain(batch.iter().map(|op| &**op.key()))
+/// What is asked of the batch script.
+#[derive(Clone, Copy, Debug)]
+pub enum Asked<'a> {
+    /// To carry an operation out.
+    Run(&'a Op),
+    /// To tell those who watch of a grant that is made already.
+    Tell(&'a Op),
+}
+
+impl<'a> Asked<'a> {
+    fn op(self) -> &'a Op {
+        match self {
+            Self::Run(op) | Self::Tell(op) => op,
+        }
+    }
+
+    fn letter(self) -> &'static str {
+        match self {
+            Self::Run(op) => letter(op),
+            Self::Tell(_) => "E",
+        }
+    }
+}
+
+/// The keys of a call of the batch script.
+pub fn keys<'a>(asked: &'a [Asked<'a>]) -> impl Iterator<Item = &'a str> + Clone {
+    std::iter::once(MARKER_KEY).chain(asked.iter().map(|asked| &**asked.op().key()))
 }
 
 /// The most operations in one call.
@@ -63,15 +114,14 @@ pub enum Arg<'a> {
     Number(u64),
 }
 
-/// The arguments of a batch: the `run_id` that the connection was probed with, then for each run of operations of one kind its
-/// letter, how many they are, what is common to them, and the arguments of each.
-pub fn encode<'a>(run_id: &'a str, batch: &'a [Op]) -> Vec<Arg<'a>> {
-    let mut args = Vec::with_capacity(5 + 2 * batch.len());
+/// The arguments of the batch script: the `run_id` that the connection was probed with, then for each run of operations of one kind
+/// its letter, how many they are, and the arguments of each.
+pub fn encode<'a>(run_id: &'a str, asked: &[Asked<'a>]) -> Vec<Arg<'a>> {
+    let mut args = Vec::with_capacity(5 + 3 * asked.len());
     args.push(Arg::Text(run_id));
-    for run in batch.chunk_by(|a, b| letter(a) == letter(b) && common(a) == common(b)) {
-        args.extend([Arg::Text(letter(&run[0])), Arg::Number(run.len() as u64)]);
-        args.extend(common(&run[0]));
-        run.iter().for_each(|op| encode_one(op, &mut args));
+    for run in asked.chunk_by(|a, b| a.letter() == b.letter()) {
+        args.extend([Arg::Text(run[0].letter()), Arg::Number(run.len() as u64)]);
+        run.iter().for_each(|asked| encode_one(asked.op(), &mut args));
     }
     args
 }
@@ -101,20 +151,16 @@ fn letter(op: &Op) -> &'static str {
     }
 }
 
-/// What all operations of a run have in common, and so is sent once.
-fn common(op: &Op) -> Option<Arg<'_>> {
-    match op {
-        Op::Acquire { ttl, bucket: None, .. } => Some(Arg::Number(ttl.as_millis())),
-        Op::Release { wake: Some(wake), .. } => Some(Arg::Text(&wake.sender)),
-        _ => None,
-    }
-}
-
 fn encode_one<'a>(op: &'a Op, args: &mut Vec<Arg<'a>>) {
     use Arg::{Number, Text};
     match op {
-        Op::Acquire { value, bucket: None, .. } | Op::Release { value, .. } => args.push(Text(value.as_str())),
-        Op::Renew { value, ttl, .. } => args.extend([Text(value.as_str()), Number(ttl.as_millis())]),
+        Op::Release { value, wake, .. } => {
+            args.push(Text(value.as_str()));
+            args.extend(wake.as_ref().map(|wake| Text(&wake.sender)));
+        }
+        Op::Acquire { value, ttl, bucket: None, .. } | Op::Renew { value, ttl, .. } => {
+            args.extend([Text(value.as_str()), Number(ttl.as_millis())]);
+        }
         Op::Acquire { value, ttl, bucket: Some(bucket), .. } => {
             args.extend([Text(value.as_str()), Number(ttl.as_millis()), Number(u64::from(*bucket))]);
         }
@@ -151,6 +197,8 @@ pub enum Raw {
     Integer(i64),
     /// A string of any bytes.
     Bytes(Arc<[u8]>),
+    /// `OK`.
+    Done,
     /// Nothing.
     Nil,
     /// A list.
@@ -214,21 +262,69 @@ impl<'a> Freed<'a> {
     }
 }
 
-/// Reads the script's reply to `batch`. `Err` if it has not the form that the script gives it.
-pub fn decode(batch: &[Op], reply: Vec<Raw>) -> Result<Replies, Arc<str>> {
+/// Reads the batch script's reply to what it was asked. `Err` if it has not the form that the script gives it.
+pub fn decode(asked: &[Asked<'_>], reply: Vec<Raw>) -> Result<Replies, Arc<str>> {
     let mut entries = reply.into_iter();
-    let (Some(seconds), Some(micros)) = (entries.next().and_then(number), entries.next().and_then(number)) else {
-        return Err("the batch script's reply does not begin with a time".into());
-    };
-    let marker = match entries.next() {
-        Some(Raw::Bytes(marker)) => String::from_utf8_lossy(&marker).into(),
-        _ => return Err("the batch script's reply has no marker".into()),
-    };
-    if entries.len() != batch.len() {
-        return Err(format!("{} replies to {} operations", entries.len(), batch.len()).into());
+    let Some(time) = time(&mut entries) else { return Err("the batch script's reply does not begin with a time".into()) };
+    let Some(Raw::Bytes(marker)) = entries.next() else { return Err("the batch script's reply has no marker".into()) };
+    if entries.len() != asked.len() {
+        return Err(format!("{} replies to {} operations", entries.len(), asked.len()).into());
     }
-    let time = NodeTime { micros: seconds.saturating_mul(1_000_000).saturating_add(micros) };
-    Ok(Replies { time, marker, replies: batch.iter().zip(entries).map(|(op, raw)| entry(op, raw)).collect() })
+    let replies = asked.iter().zip(entries).map(|(asked, raw)| entry(asked.op(), raw)).collect();
+    Ok(Replies { time, marker: String::from_utf8_lossy(&marker).into(), replies })
+}
+
+/// What `TIME` says.
+pub fn time(words: &mut impl Iterator<Item = Raw>) -> Option<NodeTime> {
+    let (seconds, micros) = (words.next().and_then(number)?, words.next().and_then(number)?);
+    Some(NodeTime { micros: seconds.saturating_mul(1_000_000).saturating_add(micros) })
+}
+
+/// The arguments of the script that frees keys: first those that nobody waits for.
+pub fn encode_free<'a>(releases: &[&'a Op], channels: bool) -> Vec<Arg<'a>> {
+    let told = releases.iter().find_map(|op| sender(op));
+    let silent = releases.iter().filter(|op| sender(op).is_none()).count();
+    let mut args = Vec::with_capacity(2 + 2 * releases.len());
+    args.extend([Arg::Text(told.unwrap_or_default()), Arg::Number(silent as u64)]);
+    for op in releases {
+        if let Op::Release { value, .. } = op {
+            args.push(Arg::Text(value.as_str()));
+        }
+    }
+    if channels {
+        args.extend(releases.iter().map(|op| Arg::Number(channel_number("", op.key()).into())));
+    }
+    args
+}
+
+/// Who tells of a release, if it is to be told.
+pub fn sender(op: &Op) -> Option<&str> {
+    match op {
+        Op::Release { wake: Some(wake), .. } => Some(&wake.sender),
+        _ => None,
+    }
+}
+
+/// Reads the reply of the script that frees keys.
+pub fn decode_free(releases: &[&Op], reply: Raw) -> Result<Vec<Reply>, Arc<str>> {
+    let one = |(op, number): (&&Op, i64)| match (number, sender(op)) {
+        (0, _) => Reply::Absent,
+        (_, None) => Reply::Yes,
+        // A refused one is -1.
+        (number, Some(_)) => Reply::Released { heard: u32::try_from(number - 1).ok() },
+    };
+    let all = |numbers: Vec<i64>| Ok(releases.iter().zip(numbers).map(one).collect());
+    match reply {
+        Raw::Integer(1) => all(vec![1; releases.len()]),
+        Raw::List(entries) if entries.len() == releases.len() => {
+            let numbers = entries.into_iter().map(|entry| match entry {
+                Raw::Integer(number) => Ok(number),
+                other => Err(format!("a release of an unknown form: {other:?}").into()),
+            });
+            numbers.collect::<Result<_, Arc<str>>>().and_then(all)
+        }
+        other => Err(format!("an unknown reply to {} releases: {other:?}", releases.len()).into()),
+    }
 }
 
 fn number(raw: Raw) -> Option<u64> {
@@ -253,7 +349,6 @@ fn entry(op: &Op, raw: Raw) -> Reply {
             [Raw::Integer(heard)] => Reply::Released { heard: heard.try_into().ok() },
             _ => server_error(format!("a release of an unknown form: {list:?}")),
         },
-        (Op::Release { wake: Some(_), .. }, Raw::Integer(1)) => Reply::Released { heard: Some(0) },
         (Op::Scan { .. }, Raw::List(list)) => scanned(&list),
         (_, Raw::Integer(1)) => Reply::Yes,
         (_, Raw::Integer(0)) => Reply::Absent,
@@ -350,13 +445,16 @@ fn time_left(pttl: i64) -> Option<u64> {
     pttl.try_into().ok()
 }
 
-fn server_error(what: String) -> Reply {
+/// An error of one operation, which may have been carried out all the same.
+pub fn server_error(what: String) -> Reply {
     Reply::Unknown(Why { kind: WhyKind::ServerError(what.into()), may_have_landed: true })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::lease::LockValue;
+    use crate::node::WakeUp;
 
     fn inspect() -> Op {
         Op::Inspect { key: "lock:x".into() }
@@ -369,10 +467,12 @@ mod tests {
 
     #[test]
     fn every_operation_answers_for_itself() {
-        let batch = [inspect(), inspect(), inspect(), Op::Tokens { key: "c".into(), count: 1, mark: "m".into() }];
-        let tokens = Raw::List(vec![Raw::Integer(7), Raw::Integer(100), Raw::Bytes(b"run".as_slice().into())]);
+        let tokens = Op::Tokens { key: "c".into(), count: 1, mark: "m".into() };
+        let inspect = inspect();
+        let batch = [&inspect, &inspect, &inspect, &tokens].map(Asked::Run);
+        let numbers = Raw::List(vec![Raw::Integer(7), Raw::Integer(100), Raw::Bytes(b"run".as_slice().into())]);
         let error = Raw::Bytes(b"-OOM command not allowed\r\n".as_slice().into());
-        let raw = vec![Raw::Integer(0), error, Raw::List(vec![Raw::Nil, Raw::Integer(-1)]), tokens];
+        let raw = vec![Raw::Integer(0), error, Raw::List(vec![Raw::Nil, Raw::Integer(-1)]), numbers];
         let decoded = decode(&batch, reply(raw)).unwrap();
         assert_eq!(decoded.time, NodeTime { micros: 1_700_000_000_000_042 });
         assert_eq!(&*decoded.marker, "a marker");
@@ -385,12 +485,38 @@ mod tests {
     }
 
     #[test]
+    fn releases_are_answered_each_for_itself_and_told_of_if_they_are_leases() {
+        let release = |wake: Option<&str>| Op::Release {
+            key: "a".into(),
+            value: LockValue::new(7, None, None),
+            wake: wake.map(|sender| WakeUp { sender: sender.into() }),
+        };
+        let (silent, told) = (release(None), release(Some("me")));
+        let releases = [&silent, &told];
+        let args = encode_free(&releases, true);
+        let value = LockValue::new(7, None, None);
+        let value = || Arg::Text(value.as_str());
+        let channel = || Arg::Number(channel_number("", "a").into());
+        assert_eq!(args, [Arg::Text("me"), Arg::Number(1), value(), value(), channel(), channel()]);
+        assert_eq!(encode_free(&[&silent], false), [Arg::Text(""), Arg::Number(1), value()]);
+        let heard = |heard| Reply::Released { heard };
+        let list = |of: [i64; 2]| Raw::List(of.map(Raw::Integer).to_vec());
+        let decoded = |raw| decode_free(&releases, raw).unwrap();
+        assert_eq!(decoded(Raw::Integer(1)), [Reply::Yes, heard(Some(0))]);
+        assert_eq!(decoded(list([0, 3])), [Reply::Absent, heard(Some(2))]);
+        assert_eq!(decoded(list([1, -1])), [Reply::Yes, heard(None)]);
+        for bad in [Raw::Integer(0), Raw::Nil, Raw::List(vec![Raw::Integer(1)]), Raw::List(vec![Raw::Nil, Raw::Integer(1)])] {
+            assert!(decode_free(&releases, bad.clone()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
     fn keys_that_are_gone_or_no_text_are_left_out_of_a_scan() {
         let bytes = |bytes: &[u8]| Raw::Bytes(bytes.into());
         let lock = |key: &[u8], left| [bytes(key), bytes(b"v"), Raw::Integer(left)];
         let locks = [lock(b"lock:a", 5), lock(b"lock:gone", -2), lock(b"lock:\xff", 5), lock(b"lock:b", -1)].concat();
         let scan = Op::Scan { key: "lock:".into(), from: "0".into() };
-        let decode_one = |raw| decode(std::slice::from_ref(&scan), reply(vec![raw])).unwrap().replies.remove(0);
+        let decode_one = |raw| decode(&[Asked::Run(&scan)], reply(vec![raw])).unwrap().replies.remove(0);
         let stored = |left_ms| Stored { value: Some(b"v".as_slice().into()), left_ms };
         let expected = vec![("lock:a".into(), stored(Some(5))), ("lock:b".into(), stored(None))];
         let told = decode_one(Raw::List(vec![bytes(b"17"), Raw::List(locks)]));
@@ -402,7 +528,7 @@ mod tests {
 
     #[test]
     fn replies_that_do_not_fit_the_batch_are_an_error() {
-        assert!(decode(&[inspect()], reply(vec![])).is_err());
+        assert!(decode(&[Asked::Run(&inspect())], reply(vec![])).is_err());
         assert!(decode(&[], vec![]).is_err());
     }
 }

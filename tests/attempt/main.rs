@@ -27,7 +27,8 @@ use redlockd::metrics::Registry;
 use redlockd::node::env::{Env, SystemEnv};
 use redlockd::node::link::{Link, Observer, Timing};
 use redlockd::node::roster::Roster;
-use redlockd::node::{Channel, Connection, Listener, Node, NodeTime, Op, Probe, Replies, ScriptBy, WireError, channel_number};
+use redlockd::node::talk::Talk;
+use redlockd::node::{Channel, Connection, Listener, Node, NodeTime, Op, Probe, Replies, WireError, channel_number};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
@@ -53,10 +54,8 @@ struct State {
 const NODES_NOW: NodeTime = NodeTime { micros: 1_700_000_000_000_000 };
 
 impl Handle {
-    /// Knows the script, so that every call is one round trip.
     fn new(name: &str) -> Self {
-        let mut server = Server::new(name);
-        server.call(NODES_NOW, &[], ScriptBy::Text).unwrap();
+        let server = Server::new(name);
         let (delay, asked_for_tokens_at, broken) = (Duration::ZERO, Vec::new(), Arc::default());
         let state = State { server, delay, asked_for_tokens_at, sets: 0, scans: 0, broken };
         Self(Arc::new(Mutex::new(state)))
@@ -98,7 +97,8 @@ impl Handle {
 
 impl Node for Handle {
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, WireError>> {
-        Box::pin(async { Ok(Box::new(self.clone()) as Box<dyn Connection>) })
+        let line = Line { node: self.clone(), talk: Talk::new(memory::scripts()) };
+        Box::pin(async { Ok(Box::new(line) as Box<dyn Connection>) })
     }
 
     /// Nobody listens in these tests.
@@ -107,19 +107,27 @@ impl Node for Handle {
     }
 }
 
-impl Connection for Handle {
+/// A connection. All of a call is one round trip.
+struct Line {
+    node: Handle,
+    talk: Talk,
+}
+
+impl Connection for Line {
     fn probe(&self) -> BoxFuture<'_, Result<Probe, WireError>> {
-        Box::pin(async { Ok(self.with(|state| state.server.probe())) })
+        let probe = self.node.with(|state| state.server.probe());
+        self.talk.meet(probe.run_id.clone());
+        Box::pin(async { Ok(probe) })
     }
 
-    fn call<'a>(&'a self, batch: &'a [Op], by: ScriptBy) -> BoxFuture<'a, Result<Replies, WireError>> {
-        let (outcome, delay) = self.with(|state| {
+    fn call<'a>(&'a self, batch: &'a [&'a Op]) -> BoxFuture<'a, Result<Replies, WireError>> {
+        let (outcome, delay) = self.node.with(|state| {
             if batch.iter().any(|op| matches!(op, Op::Tokens { .. })) {
                 state.asked_for_tokens_at.push(Instant::now());
             }
             state.scans += batch.iter().filter(|op| matches!(op, Op::Scan { .. })).count();
             state.sets += batch.iter().filter(|op| matches!(op, Op::Acquire { .. })).count();
-            (state.server.call(NODES_NOW, batch, by), state.delay)
+            (state.server.call(NODES_NOW, &self.talk, batch), state.delay)
         });
         Box::pin(async move {
             sleep(delay).await;
@@ -128,7 +136,7 @@ impl Connection for Handle {
     }
 
     fn closed(&self) -> BoxFuture<'static, Arc<str>> {
-        let broken = self.with(|state| state.broken.clone());
+        let broken = self.node.with(|state| state.broken.clone());
         Box::pin(async move {
             broken.notified().await;
             "broken".into()
@@ -698,10 +706,10 @@ async fn a_line_lets_others_go_first_now_and_then() {
     let told = world(3).await;
     everywhere(&told, &|server| server.subscribe(1, &[channel, Channel::Waiters]));
     forty_turns(&told, true).await;
-    // Nobody may tell: nobody knows who waits.
+    // Nobody may tell those who wait.
     let mute = world(3).await;
     everywhere(&mute, &|server| {
-        server.subscribe(1, &[Channel::Waiters]);
+        server.subscribe(1, &[channel, Channel::Waiters]);
         server.set_mute(true);
     });
     forty_turns(&mute, true).await;

@@ -86,7 +86,7 @@ fn until_blocking(condition: impl Fn() -> bool) {
 fn people_get_a_table_and_sentences() {
     let (cluster, _) = with_setting(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
     let args = ["check", "--nodes-urls", &cluster.urls().join(","), "--fencing-url", &cluster.fence.url()];
-    let ran: Ran = redlockd().args(args).args(["--nodes-names", "n1,n2,n3"]).output().unwrap().into();
+    let ran: Ran = redlockd().args(args).args(["--nodes-names", "n1,n2,n3", "--nodes-timeout", "1s"]).output().unwrap().into();
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     let node = cluster.nodes[1].address();
     says(

@@ -4,9 +4,9 @@ use futures::future::join_all;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use redlockd::engine::membership::MarkerChange;
 use redlockd::engine::reply::Reply;
-use redlockd::node::script::MAX_BATCH;
-use redlockd::node::{ScriptBy, WireError};
+use redlockd::node::script::{MARKER_KEY, MAX_BATCH};
 
 use super::*;
 use crate::support::PATIENCE;
@@ -88,7 +88,8 @@ async fn calls_on_one_connection_take_effect_in_the_order_in_which_they_were_mad
         node.call(&[]).await;
         let batches: Vec<[Op; 1]> =
             (1..=200).flat_map(|n| [[acquire("a", &value(n), LONG)], [release("a", &value(n))]]).collect();
-        let calls = batches.iter().map(|batch| node.connection.call(batch, ScriptBy::Hash));
+        let batches: Vec<[&Op; 1]> = batches.iter().map(|[op]| [op]).collect();
+        let calls = batches.iter().map(|batch| node.connection.call(batch));
         for (number, answer) in join_all(calls).await.into_iter().enumerate() {
             assert_eq!(answer.unwrap().replies, [Reply::Yes], "call {number}");
         }
@@ -159,8 +160,8 @@ async fn a_full_server_refuses_to_set_and_takes_releases_and_renewals() {
         is_held(&node.one(renew("a", &ours, LONG)).await, Some(HALF));
         assert_eq!(node.one(release("a", &ours)).await, Reply::Yes);
         // By its text too, as after a restart.
-        let by_text = node.connection.call(&[release("b", &value(2))], ScriptBy::Text).await;
-        assert_eq!(by_text.unwrap().replies, [Reply::Yes]);
+        node.backstage.forget_scripts();
+        assert_eq!(node.one(release("b", &value(2))).await, Reply::Yes);
         assert_eq!(node.backstage.keys(), [("counter".to_owned(), Some(b"41".to_vec()), None)]);
         node.backstage.set_full(false);
         assert_eq!(node.one(acquire("c", &value(3), LONG)).await, Reply::Yes);
@@ -183,20 +184,86 @@ async fn after_a_release_the_rest_of_the_batch_needs_no_memory() {
     .await;
 }
 
+/// Of which kind the first call after it is: releases, a SET, a SET that is refused, everything.
 #[tokio::test]
-async fn the_script_is_known_by_its_hash_once_it_has_come_as_text_and_until_the_server_restarts() {
+async fn a_server_that_does_not_know_the_scripts_is_sent_them() {
     on_every_node(async |node| {
-        let batch = [acquire("a", &value(1), LONG), release("a", &value(1))];
-        let done = [Reply::Yes, Reply::Yes];
-        for _ in 0..2 {
-            let first = node.connection.probe().await.unwrap();
-            assert_eq!(first.unfit(), None);
-            assert_eq!(node.connection.call(&batch[..1], ScriptBy::Hash).await, Err(WireError::NoScript));
-            assert_eq!(node.backstage.keys(), [], "nothing was run");
-            assert_eq!(node.connection.call(&batch, ScriptBy::Text).await.unwrap().replies, done);
-            assert_eq!(node.connection.call(&batch, ScriptBy::Hash).await.unwrap().replies, done);
-            node.restart().await;
-            assert_ne!(node.connection.probe().await.unwrap().run_id, first.run_id);
+        let (ours, others) = (value(1), value(2));
+        node.one(acquire("held", &others, LONG)).await;
+        let kinds: [&[Op]; 4] = [
+            &[release("a", &ours), release("b", &others)],
+            &[acquire("a", &ours, LONG), acquire("b", &others, LONG)],
+            &[acquire("held", &ours, LONG)],
+            &[
+                release("a", &ours),
+                release("b", &ours),
+                acquire("a", &ours, LONG),
+                acquire("held", &ours, LONG),
+                check("a", &ours),
+            ],
+        ];
+        for kind in kinds {
+            for (key, value) in [("a", &ours), ("b", &others)] {
+                node.one(release(key, value)).await;
+                node.one(acquire(key, value, LONG)).await;
+            }
+            let known = node.call(kind).await.replies;
+            for (key, value) in [("a", &ours), ("b", &others)] {
+                node.one(release(key, value)).await;
+                node.one(acquire(key, value, LONG)).await;
+            }
+            node.backstage.forget_scripts();
+            let unknown = node.call(kind).await.replies;
+            let shape = |replies: &[Reply]| replies.iter().map(std::mem::discriminant).collect::<Vec<_>>();
+            assert_eq!(shape(&known), shape(&unknown), "{kind:?}: {unknown:?}");
+        }
+        node.restart().await;
+        assert_eq!(node.one(release("a", &ours)).await, Reply::Absent);
+    })
+    .await;
+}
+
+/// What a plain SET can not do is left to the script, and what comes behind it in the batch goes on.
+#[tokio::test]
+async fn a_refused_acquire_says_who_holds_the_lock_and_a_retry_replaces_its_earlier_attempt() {
+    on_every_node(async |node| {
+        let (first, second, other) = (of_request(7, 1, 1), of_request(7, 2, 2), value(3));
+        let replies = node.call(&[acquire("a", &first, LONG), acquire("b", &other, ttl(HALF))]).await.replies;
+        assert_eq!(replies, [Reply::Yes, Reply::Yes]);
+        let batch =
+            [acquire("a", &second, LONG), acquire("b", &second, LONG), acquire("c", &second, LONG), acquire("a", &first, LONG)];
+        let replies = node.call(&batch).await.replies;
+        assert_eq!([&replies[0], &replies[2]], [&Reply::Yes, &Reply::Yes]);
+        is_other(&replies[1], Some(other.as_str().as_bytes()), Some(HALF));
+        is_other(&replies[3], Some(second.as_str().as_bytes()), Some(LONG_MS));
+    })
+    .await;
+}
+
+/// So that a vote of a node that was emptied a moment ago is seen for what it is, however the vote was asked for.
+#[tokio::test]
+async fn every_call_tells_the_marker_and_one_that_changes_it_tells_the_one_before() {
+    on_every_node(async |node| {
+        let marker = |expected: &str, new: &str| Op::Marker {
+            key: MARKER_KEY.into(),
+            change: MarkerChange { expected: expected.into(), new: new.into(), lift: None },
+        };
+        let calls: [(&[Op], &str); 8] = [
+            (&[acquire("a", &value(1), LONG)], ""),
+            (&[marker("", "one"), acquire("b", &value(1), LONG)], ""),
+            (&[release("a", &value(1))], "one"),
+            (&[acquire("a", &value(1), LONG)], "one"),
+            (&[acquire("a", &value(2), LONG)], "one"),
+            (&[release("a", &value(1)), acquire("a", &value(1), LONG), marker("one", "two")], "one"),
+            (&[release("a", &value(1)), acquire("a", &value(1), LONG), check("a", &value(1))], "two"),
+            (&[], "two"),
+        ];
+        for (batch, expected) in calls {
+            assert_eq!(&*node.call(batch).await.marker, expected, "{batch:?}");
+        }
+        node.backstage.put_list(MARKER_KEY);
+        for batch in [&[acquire("c", &value(1), LONG)][..], &[check("c", &value(1))]] {
+            assert_eq!(&*node.call(batch).await.marker, "", "a list is no marker");
         }
     })
     .await;

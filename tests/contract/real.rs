@@ -166,6 +166,10 @@ impl Backstage for Real {
         names.into_iter().filter_map(|key| self.found(key)).collect()
     }
 
+    fn forget_scripts(&mut self) {
+        self.command(&[b"SCRIPT", b"FLUSH"]);
+    }
+
     fn set_full(&mut self, full: bool) {
         self.command(&[b"CONFIG", b"SET", b"maxmemory", if full { b"1" } else { b"0" }]);
     }

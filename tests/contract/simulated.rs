@@ -2,9 +2,10 @@
 
 use redlockd::engine::lease::{LockValue, RequestKey, Ttl};
 use redlockd::engine::reply::Reply;
-use redlockd::node::{NodeTime, Op, ScriptBy, WireError};
+use redlockd::node::talk::Talk;
+use redlockd::node::{NodeTime, Op};
 
-use crate::memory::{Change, Server};
+use crate::memory::{Change, Server, scripts};
 
 const START: NodeTime = NodeTime { micros: 1_700_000_000_000_000 };
 
@@ -22,11 +23,11 @@ fn acquire(attempt: u32) -> Op {
 }
 
 fn call(server: &mut Server, now: NodeTime, op: Op) -> Reply {
-    server.call(now, &[op], ScriptBy::Text).unwrap().replies.remove(0)
+    server.call(now, &Talk::new(scripts()), &[&op]).unwrap().replies.remove(0)
 }
 
 #[test]
-fn it_tells_what_the_last_call_changed() {
+fn it_tells_what_was_changed() {
     let mut server = Server::new("one");
     let (key, end) = ("lock:a".to_owned(), START.as_millis() + 1_000);
     let [first, second] = [1, 2].map(|attempt| value(attempt).as_str().as_bytes().to_vec());
@@ -47,15 +48,19 @@ fn it_tells_what_the_last_call_changed() {
 }
 
 #[test]
-fn a_restart_forgets_the_script_and_the_keys_that_were_not_kept() {
+fn a_restart_forgets_the_scripts_and_the_keys_that_were_not_kept() {
     let mut server = Server::new("one");
     server.put("lock:a", b"x", None);
     server.put("lock:b", b"x", None);
-    server.call(START, &[], ScriptBy::Text).unwrap();
+    let ping = format!("*3\r\n$7\r\nEVALSHA\r\n$40\r\n{}\r\n$1\r\n0\r\n", scripts().free.hash);
+    let knows_script = |server: &mut Server| !format!("{:?}", server.answer(START, ping.as_bytes())).contains("NOSCRIPT");
+    assert!(!knows_script(&mut server));
+    call(&mut server, START, Op::Release { key: "lock:c".into(), value: value(1), wake: None });
+    assert!(knows_script(&mut server));
     server.restart("two", |key| key == "lock:b");
     assert_eq!(&*server.probe().run_id, "two");
     assert_eq!(server.keys(START), [("lock:b".to_owned(), Some(b"x".to_vec()), None)]);
-    assert_eq!(server.call(START, &[], ScriptBy::Hash), Err(WireError::NoScript));
+    assert!(!knows_script(&mut server));
 }
 
 #[test]

@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures::future::BoxFuture;
 use redlockd::engine::reply::Reply;
 use redlockd::node::script::Raw;
-use redlockd::node::{Channel, Connection, Listener, Node, NodeTime, Op, Probe, Replies, ScriptBy, WireError};
+use redlockd::node::talk::Talk;
+use redlockd::node::{Channel, Connection, Listener, Node, NodeTime, Op, Probe, Replies, WireError};
 use tokio::sync::mpsc;
 
-use crate::memory::{Published, Server};
+use crate::memory::{self, Published, Server};
 use crate::real::{Real, RealServer};
 use crate::support::PATIENCE;
 
@@ -26,6 +27,8 @@ pub trait Backstage {
     fn eval(&mut self, script: &str, args: &[&[u8]]) -> Result<Raw, String>;
     /// In their order.
     fn keys(&mut self) -> Vec<Found>;
+    /// `SCRIPT FLUSH`.
+    fn forget_scripts(&mut self);
     /// No more memory, or enough of it.
     fn set_full(&mut self, full: bool);
     /// Another process with nothing in memory.
@@ -67,10 +70,7 @@ impl Subject {
 
     /// Runs operations in one call.
     pub async fn call(&self, batch: &[Op]) -> Replies {
-        match self.connection.call(batch, ScriptBy::Hash).await {
-            Err(WireError::NoScript) => self.connection.call(batch, ScriptBy::Text).await.unwrap(),
-            replies => replies.unwrap(),
-        }
+        self.connection.call(&batch.iter().collect::<Vec<_>>()).await.unwrap()
     }
 
     /// Runs one operation.
@@ -137,7 +137,8 @@ impl Simulated {
 
 impl Node for Simulated {
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Connection>, WireError>> {
-        Box::pin(async { Ok(Box::new(self.clone()) as Box<dyn Connection>) })
+        let connection = SimulatedConnection { node: self.clone(), talk: Talk::new(memory::scripts()) };
+        Box::pin(async { Ok(Box::new(connection) as Box<dyn Connection>) })
     }
 
     fn listen(&self) -> BoxFuture<'_, Result<Box<dyn Listener>, WireError>> {
@@ -180,15 +181,25 @@ impl Drop for SimulatedEar {
     }
 }
 
-impl Connection for Simulated {
+/// A connection to the server in memory.
+struct SimulatedConnection {
+    node: Simulated,
+    talk: Talk,
+}
+
+impl Connection for SimulatedConnection {
     fn probe(&self) -> BoxFuture<'_, Result<Probe, WireError>> {
-        Box::pin(async { Ok(self.with(|server, _| server.probe())) })
+        let probe = self.node.with(|server, _| server.probe());
+        self.talk.meet(probe.run_id.clone());
+        Box::pin(async { Ok(probe) })
     }
 
-    fn call<'a>(&'a self, batch: &'a [Op], by: ScriptBy) -> BoxFuture<'a, Result<Replies, WireError>> {
+    fn call<'a>(&'a self, batch: &'a [&'a Op]) -> BoxFuture<'a, Result<Replies, WireError>> {
         Box::pin(async move {
-            let (outcome, published) = self.with(|server, now| (server.call(*now, batch, by), server.take_published()));
-            let ears = self.ears.lock().unwrap();
+            let call =
+                |server: &mut Server, now: &mut NodeTime| (server.call(*now, &self.talk, batch), server.take_published());
+            let (outcome, published) = self.node.with(call);
+            let ears = self.node.ears.lock().unwrap();
             for Published { message, to } in published {
                 to.iter().for_each(|ear| drop(ears[ear].send(message.as_str().into())));
             }
@@ -223,6 +234,10 @@ impl Backstage for Simulated {
             let keys = server.keys(*now).into_iter();
             keys.map(|(key, bytes, ends_at_ms)| (key, bytes, ends_at_ms.map(|end| end - now.as_millis()))).collect()
         })
+    }
+
+    fn forget_scripts(&mut self) {
+        self.with(|server, _| server.forget_scripts());
     }
 
     fn set_full(&mut self, full: bool) {

@@ -20,7 +20,7 @@ use redlockd::node::link::{Link, Observer, STALL_GRACE, Timing};
 use redlockd::node::mailbox::{Mailbox, Reach, ReplyTo};
 use redlockd::node::roster::{Roster, Seat};
 use redlockd::node::script::MAX_BATCH;
-use redlockd::node::{Connection, Heard, Listener, Node, NodeTime, Op, Probe, Replies, ScriptBy, Settings, WakeUp, WireError};
+use redlockd::node::{Connection, Heard, Listener, Node, NodeTime, Op, Probe, Replies, Settings, WakeUp, WireError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, advance, sleep};
 
@@ -35,7 +35,6 @@ struct Call {
     /// The number of its connection, from 1.
     connection: usize,
     ops: Vec<Op>,
-    by: ScriptBy,
     answer: oneshot::Sender<Result<Replies, WireError>>,
 }
 
@@ -145,9 +144,10 @@ impl Connection for Wire {
         Box::pin(async move { Ok(probe.unwrap()) })
     }
 
-    fn call<'a>(&'a self, batch: &'a [Op], by: ScriptBy) -> BoxFuture<'a, Result<Replies, WireError>> {
+    fn call<'a>(&'a self, batch: &'a [&'a Op]) -> BoxFuture<'a, Result<Replies, WireError>> {
         let (answer, answered) = oneshot::channel();
-        self.server.0.calls.send(Call { connection: self.number, ops: batch.to_vec(), by, answer }).unwrap();
+        let ops = batch.iter().map(|op| (*op).clone()).collect();
+        self.server.0.calls.send(Call { connection: self.number, ops, answer }).unwrap();
         Box::pin(async move {
             match answered.await {
                 Ok(outcome) => outcome,
@@ -480,39 +480,6 @@ async fn releases_are_sent_until_they_are_answered() {
     settle().await;
     assert!(callers.iter().all(|caller| caller.replies().last() == Some(&Reply::Yes)));
     assert!(scene.link.is_idle());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_server_that_does_not_know_the_script_gets_its_text_once() {
-    let mut scene = Scene::up().await;
-    let caller = scene.post(set(1));
-    let call = scene.call().await;
-    assert_eq!(call.by, ScriptBy::Hash);
-    call.end(Err(WireError::NoScript));
-    let call = scene.call().await;
-    assert_eq!((call.by, &call.ops[..]), (ScriptBy::Text, &[set(1)][..]));
-    assert_eq!(caller.replies(), [], "nothing was run, and nobody is told");
-    call.all_yes();
-    settle().await;
-    assert_eq!(caller.replies(), [Reply::Yes]);
-    scene.post(set(2));
-    assert_eq!(scene.call().await.by, ScriptBy::Hash);
-}
-
-/// The text's call is under the same time-out, and its late reply is read like any other.
-#[tokio::test(start_paused = true)]
-async fn sending_the_text_does_not_begin_a_new_time_out() {
-    let mut scene = Scene::up().await;
-    let caller = scene.post(set(1));
-    let call = scene.call().await;
-    sleep(CALL / 2).await;
-    call.end(Err(WireError::NoScript));
-    let call = scene.call().await;
-    sleep(CALL / 2 + Duration::from_millis(1)).await;
-    assert_eq!(caller.only_unknown(), (WhyKind::Timeout(CALL), true));
-    call.all_yes();
-    settle().await;
-    assert_eq!(caller.replies().last(), Some(&Reply::Yes));
 }
 
 #[tokio::test(start_paused = true)]

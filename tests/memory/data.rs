@@ -1,8 +1,9 @@
-//! The keys of a server in memory, and the commands that the script gives to them.
+//! The keys of a server in memory, and the commands that are given to them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use redlockd::node::NodeTime;
+use redlockd::node::script::Raw;
 
 use super::glob;
 
@@ -117,6 +118,10 @@ pub struct Data {
     now: NodeTime,
     /// Whether the script has written: from then on it is not stopped for want of memory.
     has_written: bool,
+    /// Scripts end half way.
+    pub breaks: bool,
+    /// So many commands more can a script give, if it ends half way.
+    left: Option<usize>,
 }
 
 impl Default for Data {
@@ -131,22 +136,44 @@ impl Default for Data {
             mute: false,
             now,
             has_written: false,
+            breaks: false,
+            left: None,
         }
     }
 }
 
 impl Data {
-    /// Before a script runs.
+    /// Before anything runs.
     pub fn begin(&mut self, now: NodeTime) {
         self.keys.retain(|_, entry| entry.lives_at(now));
-        self.changes.clear();
-        self.published.clear();
         self.now = now;
+    }
+
+    /// Before a script runs, which gives so many commands if it ends half way.
+    pub fn begin_script(&mut self, half: usize) {
         self.has_written = false;
+        self.left = self.breaks.then_some(half);
+    }
+
+    /// Whether it ended half way.
+    pub fn end_script(&mut self) -> bool {
+        self.left.take().is_some()
+    }
+
+    /// Runs a command that no script gives.
+    pub fn alone(&mut self, words: &[Vec<u8>]) -> Result<Raw, String> {
+        self.has_written = false;
+        self.command(words).map(raw)
     }
 
     /// Runs a command: its name and its arguments.
     pub fn command(&mut self, words: &[Vec<u8>]) -> Outcome {
+        // Nothing that a killed script does after its end has an effect, whatever it catches.
+        match &mut self.left {
+            Some(0) => return Err("ERR killed".to_owned()),
+            Some(left) => *left -= 1,
+            None => {}
+        }
         let known = COMMANDS.iter().find(|(name, ..)| words[0].eq_ignore_ascii_case(name.as_bytes()));
         let Some((_, [least, most], writes, needs_memory, run)) = known else {
             return Err("ERR Unknown Redis command called from script".to_owned());
@@ -213,8 +240,13 @@ impl Data {
         Ok(heard)
     }
 
-    /// `NUMSUB` only.
+    /// `NUMSUB` and `CHANNELS` only.
     fn pubsub(&mut self, words: &[Vec<u8>]) -> Outcome {
+        if words[0].eq_ignore_ascii_case(b"CHANNELS") {
+            let channels: BTreeSet<&String> = self.subscribers.values().flatten().collect();
+            let channels = channels.into_iter().map(|channel| channel.clone().into_bytes());
+            return Ok(Answer::Array(channels.filter(|channel| glob::matches(&words[1], channel)).collect()));
+        }
         if !words[0].eq_ignore_ascii_case(b"NUMSUB") {
             return Err("ERR unknown subcommand".to_owned());
         }
@@ -345,6 +377,26 @@ impl Data {
         let ends_at_ms = self.live(&key).and_then(|entry| entry.ends_at_ms);
         self.write(key, new.to_string().into_bytes(), ends_at_ms);
         Ok(Answer::Integer(new))
+    }
+}
+
+/// As it goes over the wire.
+fn raw(answer: Answer) -> Raw {
+    let bytes = |bytes: Vec<u8>| Raw::Bytes(bytes.into());
+    match answer {
+        Answer::Nil => Raw::Nil,
+        Answer::Status(_) => Raw::Done,
+        Answer::Integer(number) => Raw::Integer(number),
+        Answer::Bulk(text) => bytes(text),
+        Answer::Array(entries) => Raw::List(entries.into_iter().map(bytes).collect()),
+        Answer::Texts(texts) => Raw::List(texts.into_iter().map(|text| text.map_or(Raw::Nil, bytes)).collect()),
+        Answer::Counts(counts) => {
+            Raw::List(counts.into_iter().flat_map(|(name, number)| [bytes(name), Raw::Integer(number)]).collect())
+        }
+        Answer::Scanned(next, entries) => {
+            let entries = entries.into_iter().map(bytes).collect();
+            Raw::List(vec![bytes(next.to_string().into_bytes()), Raw::List(entries)])
+        }
     }
 }
 

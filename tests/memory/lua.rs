@@ -1,11 +1,12 @@
-//! The script on a server in memory: Lua 5.1 as in Redis, and Redis's conversions between Lua and replies.
+//! The scripts on a server in memory: Lua 5.1 as in Redis, and Redis's conversions between Lua and replies.
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
+use fred::util::sha1_hash;
 use mlua::{Function, Lua, LuaOptions, Result, StdLib, Table, Value, Variadic};
-use redlockd::node::Op;
-use redlockd::node::script::{self, Arg, Raw};
+use redlockd::node::script::{Raw, Scripts};
 
 use super::data::{Answer, Data};
 
@@ -16,8 +17,9 @@ thread_local! {
 
 struct Interpreter {
     lua: Lua,
-    /// The script, compiled once.
-    script: Function,
+    scripts: Arc<Scripts>,
+    /// Batch and free, compiled once.
+    compiled: [Function; 2],
     execute: Function,
     /// The server that runs the script now.
     data: Rc<RefCell<Data>>,
@@ -26,23 +28,38 @@ struct Interpreter {
 /// What a server answers to a script; `Err` is an error of the whole call.
 type Answered = std::result::Result<Raw, String>;
 
-/// Runs the script that ships.
-pub fn run(data: &mut Data, run_id: &str, batch: &[Op]) -> Answered {
-    with_interpreter(data, |interpreter| {
-        let keys = script::keys(batch).map(|key| key.as_bytes().to_vec()).collect();
-        let args = script::encode(run_id, batch).into_iter().map(|arg| match arg {
-            Arg::Text(text) => text.into(),
-            Arg::Number(number) => number.to_string().into_bytes(),
-        });
-        interpreter.run(&interpreter.script, keys, args.collect())
-    })
+pub fn scripts() -> Arc<Scripts> {
+    INTERPRETER.with(|interpreter| interpreter.scripts.clone())
+}
+
+/// Of a script's text.
+pub fn hash(text: &str) -> String {
+    let known = scripts();
+    let known = [&known.batch, &known.free].into_iter().find(|script| script.text == text);
+    known.map_or_else(|| sha1_hash(text), |script| script.hash.to_string())
+}
+
+/// Runs one of the scripts that ship.
+pub fn run(data: &mut Data, hash: &str, keys: &[Vec<u8>], args: &[Vec<u8>]) -> Answered {
+    let known = scripts();
+    let which = [&known.batch, &known.free].iter().position(|script| *script.hash == *hash).expect("a script that ships");
+    // One operation by itself is carried out, and only its answer is lost: nobody asks a third time for what fails alone.
+    let half = match (which, keys.len()) {
+        (0, keys) => keys + 2,
+        (_, 1) => 2,
+        (_, _) => 1,
+    };
+    data.begin_script(half);
+    let answered = with_interpreter(data, |interpreter| interpreter.run(&interpreter.compiled[which], keys, args));
+    if data.end_script() { Err("ERR Error running script: half way".to_owned()) } else { answered }
 }
 
 /// Runs any script.
 pub fn eval(data: &mut Data, script: &str, args: &[&[u8]]) -> Answered {
+    data.begin_script(0);
     with_interpreter(data, |interpreter| {
         let script = interpreter.lua.load(script).set_name("@user_script").into_function()?;
-        interpreter.run(&script, Vec::new(), args.iter().map(|arg| arg.to_vec()).collect())
+        interpreter.run(&script, &[], &args.iter().map(|arg| arg.to_vec()).collect::<Vec<_>>())
     })
 }
 
@@ -64,13 +81,15 @@ impl Interpreter {
             let outcome = words_of(&words).and_then(|words| server.borrow_mut().command(&words));
             to_lua(lua, outcome)
         })?;
-        let sha1 = lua.create_function(|_, text: mlua::LuaString| Ok(fred::util::sha1_hash(&text.to_string_lossy())))?;
+        let sha1 = lua.create_function(|_, text: mlua::LuaString| Ok(sha1_hash(&text.to_string_lossy())))?;
         let execute = lua.load(include_str!("redis.lua")).set_name("@redis.lua").call((command, sha1))?;
-        let script = lua.load(script::text()).set_name("@user_script").into_function()?;
-        Ok(Self { lua, script, execute, data })
+        let scripts = Arc::new(Scripts::hashed_by(sha1_hash));
+        let compile = |script: &str| lua.load(script).set_name("@user_script").into_function();
+        let compiled = [compile(scripts.batch.text)?, compile(scripts.free.text)?];
+        Ok(Self { lua, scripts, compiled, execute, data })
     }
 
-    fn run(&self, script: &Function, keys: Vec<Vec<u8>>, args: Vec<Vec<u8>>) -> Result<Answered> {
+    fn run(&self, script: &Function, keys: &[Vec<u8>], args: &[Vec<u8>]) -> Result<Answered> {
         for (name, words) in [("KEYS", keys), ("ARGV", args)] {
             let words = words.iter().map(|word| self.lua.create_string(word)).collect::<Result<Vec<_>>>()?;
             self.lua.globals().raw_set(name, self.lua.create_sequence_from(words)?)?;

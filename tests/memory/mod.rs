@@ -1,4 +1,4 @@
-//! A Redis server in memory that runs the script that ships: what the tests of redlockd simulate a node with.
+//! A Redis server in memory that runs the scripts that ship: what the tests of redlockd simulate a node with.
 //!
 //! A state machine and nothing else: no clock, no chance, no tasks. Whoever calls it says what its wall clock shows. That it
 //! behaves as real servers do is tested in `tests/contract`.
@@ -8,10 +8,15 @@ mod data;
 mod glob;
 mod lua;
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use redlockd::node::script::{self, Raw};
-use redlockd::node::{Channel, NodeTime, Op, Probe, Replies, ScriptBy, Settings, WireError};
+use futures::FutureExt as _;
+use redlockd::node::resp::{self, Answer};
+use redlockd::node::script::{Raw, Scripts};
+use redlockd::node::talk::{Talk, Wire};
+use redlockd::node::{Channel, NodeTime, Op, Probe, Replies, Settings, WireError};
 
 pub use data::{Change, Published};
 use data::{Content, Data, Entry, Keys};
@@ -20,8 +25,14 @@ use data::{Content, Data, Entry, Keys};
 pub struct Server {
     run_id: String,
     durable: bool,
-    knows_script: bool,
+    /// The hashes of the scripts that it was sent.
+    scripts: BTreeSet<String>,
     data: Data,
+}
+
+/// The scripts that ship, hashed once for all nodes of a thread.
+pub fn scripts() -> Arc<Scripts> {
+    lua::scripts()
 }
 
 /// What a server held at some time.
@@ -30,7 +41,7 @@ pub struct Snapshot(Keys);
 
 impl Server {
     pub fn new(run_id: &str) -> Self {
-        Self { run_id: run_id.to_owned(), durable: false, knows_script: false, data: Data::default() }
+        Self { run_id: run_id.to_owned(), durable: false, scripts: BTreeSet::new(), data: Data::default() }
     }
 
     /// A fit one, up for no time at all: it has no clock of its own.
@@ -46,22 +57,41 @@ impl Server {
         }
     }
 
-    /// Runs one call while its wall clock shows `now`.
+    /// Runs commands, as they come over a wire, while its wall clock shows `now`.
     ///
     /// Keys that are over are gone for good by then, also if the clock is put back later.
-    pub fn call(&mut self, now: NodeTime, batch: &[Op], by: ScriptBy) -> Result<Replies, WireError> {
+    pub fn answer(&mut self, now: NodeTime, request: &[u8]) -> Vec<Answer> {
         self.data.begin(now);
-        match by {
-            ScriptBy::Hash if !self.knows_script => return Err(WireError::NoScript),
-            ScriptBy::Hash => {}
-            ScriptBy::Text => self.knows_script = true,
+        commands(request).iter().map(|words| self.command(words)).collect()
+    }
+
+    /// The same, with scripts that end half way and leave what they have written.
+    pub fn answer_half(&mut self, now: NodeTime, request: &[u8]) -> Vec<Answer> {
+        self.data.breaks = true;
+        let answers = self.answer(now, request);
+        self.data.breaks = false;
+        answers
+    }
+
+    /// Runs one call at once.
+    pub fn call(&mut self, now: NodeTime, talk: &Talk, batch: &[&Op]) -> Result<Replies, WireError> {
+        talk.call(&AtHand(Mutex::new((self, now))), batch).now_or_never().expect("all is answered at once")
+    }
+
+    fn command(&mut self, words: &[Vec<u8>]) -> Answer {
+        let by_hash = words[0] == b"EVALSHA";
+        if !by_hash && words[0] != b"EVAL" {
+            return self.data.alone(words).map_err(Arc::from);
         }
-        // Who is connected was told the run_id by this process.
-        match lua::run(&mut self.data, &self.run_id, batch) {
-            Ok(Raw::List(reply)) => script::decode(batch, reply).map_err(WireError::Server),
-            Ok(other) => Err(WireError::Server(format!("the script's reply is no list: {other:?}").into())),
-            Err(error) => Err(WireError::Server(error.into())),
+        let name = String::from_utf8_lossy(&words[1]).into_owned();
+        let keys: usize = String::from_utf8_lossy(&words[2]).parse().unwrap();
+        let (keys, args) = words[3..].split_at(keys);
+        let hash = if by_hash { name } else { lua::hash(&name) };
+        if by_hash && !self.scripts.contains(&hash) {
+            return Err("NOSCRIPT No matching script. Please use EVAL.".into());
         }
+        self.scripts.insert(hash.clone());
+        lua::run(&mut self.data, &hash, keys, args).map_err(Arc::from)
     }
 
     /// What a server answers to any script, with arguments and without keys. `Err` is an error.
@@ -76,12 +106,12 @@ impl Server {
         live.map(|(key, entry)| (key.clone(), entry.content.bytes(), entry.ends_at_ms)).collect()
     }
 
-    /// What the last call changed, in order. A key whose time was up is no change.
+    /// What was changed since this was last asked, in order. A key whose time was up is no change.
     pub fn take_changes(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.data.changes)
     }
 
-    /// What the last call published, in order.
+    /// What was published since this was last asked, in order.
     pub fn take_published(&mut self) -> Vec<Published> {
         std::mem::take(&mut self.data.published)
     }
@@ -103,12 +133,12 @@ impl Server {
         self.data.subscribers.remove(&who);
     }
 
-    /// Comes back as another process that knows no script, with the keys for which `keep` says so.
+    /// Comes back as another process that knows no scripts, with the keys for which `keep` says so.
     pub fn restart(&mut self, run_id: &str, mut keep: impl FnMut(&str) -> bool) {
         self.data.keys.retain(|key, _| keep(key));
         self.data.subscribers.clear();
         self.run_id = run_id.to_owned();
-        self.knows_script = false;
+        self.scripts.clear();
     }
 
     /// Whether it says that every change is on disk before it is answered.
@@ -117,8 +147,8 @@ impl Server {
     }
 
     /// `SCRIPT FLUSH`.
-    pub fn forget_script(&mut self) {
-        self.knows_script = false;
+    pub fn forget_scripts(&mut self) {
+        self.scripts.clear();
     }
 
     pub fn snapshot(&self) -> Snapshot {
@@ -158,4 +188,32 @@ impl Server {
     pub fn delete(&mut self, key: &str) {
         self.data.keys.remove(key);
     }
+}
+
+/// The way to a server that answers at once.
+struct AtHand<'a>(Mutex<(&'a mut Server, NodeTime)>);
+
+impl Wire for AtHand<'_> {
+    async fn exchange(&self, _: usize, write: impl FnOnce(&mut Vec<u8>) + Send) -> Result<Vec<Answer>, WireError> {
+        let mut request = Vec::new();
+        write(&mut request);
+        let (server, now) = &mut *self.0.lock().unwrap();
+        Ok(server.answer(*now, &request))
+    }
+}
+
+/// The words of each command.
+pub fn commands(mut request: &[u8]) -> Vec<Vec<Vec<u8>>> {
+    let mut commands = Vec::new();
+    while let Some((command, length)) = resp::read(request).unwrap() {
+        let Ok(Raw::List(words)) = command else { panic!("a command is a list: {command:?}") };
+        let word = |word: Raw| match word {
+            Raw::Bytes(bytes) => bytes.to_vec(),
+            other => panic!("a word is a text: {other:?}"),
+        };
+        commands.push(words.into_iter().map(word).collect());
+        request = &request[length..];
+    }
+    assert!(request.is_empty(), "commands are sent whole");
+    commands
 }

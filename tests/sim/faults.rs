@@ -305,7 +305,7 @@ impl Fault {
             Self::Flushes { site, span } => {
                 let until = shared.fault(server(world, site), "scripts are flushed", span);
                 while shared.now() < until {
-                    shared.state().sites[site].server.forget_script();
+                    shared.state().sites[site].server.forget_scripts();
                     shared.sleep(shared.span(1, 20)).await;
                 }
             }

@@ -52,30 +52,43 @@ impl Pair {
     async fn looks(&self, cause: &str) -> f64 {
         self.waits.metric(&format!("redlock_wakeups_total{{cause=\"{cause}\"}}")).await
     }
+
+    async fn until_somebody_is_told(&self) {
+        until("a grant to somebody who was told", || async {
+            let held = self.take().await;
+            let waiter = self.wait().await;
+            self.until_listening(5.0).await;
+            let told = self.looks("told").await;
+            self.release(&held).await;
+            let next = waiter.await.unwrap();
+            assert!(token(&next) > token(&held));
+            release(&mut self.waits.client().await, &next.lock_id).await;
+            // Who looks of its own accord at the same moment is as quick.
+            (self.looks("told").await > told).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
 async fn a_release_wakes_whoever_waits_at_another_proxy() {
     let pair = Pair::start().await;
     assert_eq!(pair.listening().await, 0.0, "nobody is to be woken");
-    until("a grant to somebody who was told", || async {
-        let held = pair.take().await;
-        let waiter = pair.wait().await;
-        pair.until_listening(5.0).await;
-        let told = pair.looks("told").await;
-        pair.release(&held).await;
-        let next = waiter.await.unwrap();
-        assert!(token(&next) > token(&held));
-        release(&mut pair.waits.client().await, &next.lock_id).await;
-        // Who looks of its own accord at the same moment is as quick.
-        (pair.looks("told").await > told).then_some(())
-    })
-    .await;
+    pair.until_somebody_is_told().await;
     // One connection a node, for as long as there is somebody to wake.
     pair.until_listening(0.0).await;
     for node in &pair.cluster.nodes {
         until("nobody to listen", || async { (node.cli(&["PUBSUB", "CHANNELS"]).is_empty()).then_some(()) }).await;
     }
+}
+
+/// Whoever may not ask to which channels somebody listens publishes on all of them.
+#[tokio::test]
+async fn a_release_is_told_by_a_user_who_may_not_ask_for_whom() {
+    let pair = Pair::start().await;
+    let forbid = |node: &Redis| node.cli(&["ACL", "SETUSER", "default", "-pubsub|channels"]);
+    pair.cluster.nodes.iter().for_each(|node| assert_eq!(forbid(node), "OK"));
+    pair.until_somebody_is_told().await;
 }
 
 /// Nobody may publish: whoever waits finds the lock free at its next look.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::future::BoxFuture;
 use redlockd::engine::lease::LockValue;
 use redlockd::engine::reply::{Reply, Stored};
-use redlockd::node::{Connection, Key, Listener, Node, NodeTime, Op, Probe, Replies, ScriptBy, Settings, WireError};
+use redlockd::node::{Connection, Key, Listener, Node, NodeTime, Op, Probe, Replies, Settings, WireError};
 use tokio::time::Instant;
 
 use crate::env::WALL_CLOCK;
@@ -41,7 +41,7 @@ impl MemoryNode {
         Self(Arc::new(Server { run_id: run_id.into(), marker: marker.into(), started: Instant::now(), data }))
     }
 
-    fn run(&self, batch: &[Op]) -> Replies {
+    fn run(&self, batch: &[&Op]) -> Replies {
         let mut data = self.0.data.lock().unwrap_or_else(PoisonError::into_inner);
         let replies = batch.iter().map(|op| data.run(op, &self.0.run_id)).collect();
         // As fast as the proxy's clock.
@@ -99,7 +99,7 @@ impl Connection for MemoryNode {
         Box::pin(async { Ok(probe) })
     }
 
-    fn call<'a>(&'a self, batch: &'a [Op], _: ScriptBy) -> BoxFuture<'a, Result<Replies, WireError>> {
+    fn call<'a>(&'a self, batch: &'a [&'a Op]) -> BoxFuture<'a, Result<Replies, WireError>> {
         Box::pin(async { Ok(self.run(batch)) })
     }
 

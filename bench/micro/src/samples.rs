@@ -1,10 +1,13 @@
 //! What goes to a node in one call, and what comes back.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use futures::FutureExt as _;
 use redlockd::engine::lease::{LockValue, Ttl};
-use redlockd::node::script::{self, Arg, Raw};
-use redlockd::node::{Key, Op, Replies, WakeUp};
+use redlockd::node::resp::{self, Answer};
+use redlockd::node::script::Scripts;
+use redlockd::node::talk::{Talk, Wire};
+use redlockd::node::{Key, Op, Replies, WakeUp, WireError};
 
 /// What a busy proxy sends in one call: so many SETs, and as many releases.
 pub fn batch(of_each: usize) -> Vec<Op> {
@@ -17,24 +20,48 @@ pub fn batch(of_each: usize) -> Vec<Op> {
     releases.chain(sets).collect()
 }
 
-/// What the script answers to [`batch`] where every operation does what it should.
-pub fn reply(of_each: usize) -> Vec<Raw> {
+/// What a node sends back to [`batch`] where every operation does what it should.
+fn reply(of_each: usize) -> Vec<u8> {
     let marker = "redlockd/1 run_id=0123456789abcdef0123456789abcdef01234567 max_ttl_ms=300000 counter=designated listed_ms=0 \
                   nodes=10.0.0.1:6379,10.0.0.2:6379,10.0.0.3:6379,10.0.0.4:6379,10.0.0.5:6379";
-    let head = ["1700000000", "123456", marker].map(|text| Raw::Bytes(text.as_bytes().into()));
-    let released = (0..of_each).map(|_| Raw::Integer(1));
-    let set = (0..of_each).map(|_| Raw::Integer(1));
-    head.into_iter().chain(released).chain(set).collect()
+    let released = ":1\r\n".to_owned();
+    let look = format!("${}\r\n{marker}\r\n*2\r\n$10\r\n1700000000\r\n$6\r\n123456\r\n", marker.len());
+    let listeners = "*4\r\n$17\r\nredlockd:watchers\r\n:0\r\n$16\r\nredlockd:waiters\r\n:0\r\n";
+    [&released, &*"+OK\r\n".repeat(of_each), &look, listeners].concat().into_bytes()
 }
 
-/// What is said of a batch.
-pub fn encode(batch: &[Op]) -> (Vec<Arg<'_>>, usize) {
-    (script::encode("0123456789abcdef0123456789abcdef01234567", batch), script::keys(batch).map(str::len).sum())
+/// A connection on which every call is answered alike.
+pub struct Exchange {
+    talk: Talk,
+    reply: Vec<u8>,
+    outgoing: Mutex<Vec<u8>>,
 }
 
-/// What is understood of a reply.
-pub fn decode(batch: &[Op], reply: Vec<Raw>) -> Result<Replies, Arc<str>> {
-    script::decode(batch, reply)
+impl Exchange {
+    /// Answers [`batch`] of so many.
+    pub fn of(of_each: usize) -> Self {
+        let talk = Talk::new(Arc::new(Scripts::hashed_by(|_| "0123456789abcdef0123456789abcdef01234567".to_owned())));
+        Self { talk, reply: reply(of_each), outgoing: Mutex::default() }
+    }
+
+    /// A batch into bytes, and the reply's bytes into replies.
+    pub fn call(&self, batch: &[&Op]) -> Result<Replies, WireError> {
+        self.talk.call(self, batch).now_or_never().unwrap_or_else(|| Err(WireError::Closed("it waits".into())))
+    }
+}
+
+impl Wire for Exchange {
+    async fn exchange(&self, commands: usize, write: impl FnOnce(&mut Vec<u8>) + Send) -> Result<Vec<Answer>, WireError> {
+        let mut outgoing = self.outgoing.lock().unwrap_or_else(PoisonError::into_inner);
+        outgoing.clear();
+        write(&mut outgoing);
+        let (mut answers, mut rest) = (Vec::with_capacity(commands), &*self.reply);
+        while let Some((answer, length)) = resp::read(rest).map_err(WireError::Closed)? {
+            answers.push(answer);
+            rest = &rest[length..];
+        }
+        Ok(answers)
+    }
 }
 
 #[cfg(test)]
@@ -45,10 +72,11 @@ mod tests {
     #[test]
     fn the_reply_answers_the_batch() {
         let batch = batch(3);
-        let (args, keys) = encode(&batch);
-        assert!(args.len() > 2 * batch.len() && keys > 0);
-        let Replies { replies, .. } = decode(&batch, reply(3)).expect("a good reply");
+        let exchange = Exchange::of(3);
+        let Replies { replies, .. } = exchange.call(&batch.iter().collect::<Vec<_>>()).expect("a good reply");
         let (released, set) = (Reply::Released { heard: Some(0) }, Reply::Yes);
         assert_eq!(replies, [[released.clone(), released.clone(), released], [set.clone(), set.clone(), set]].concat());
+        let sent = String::from_utf8(exchange.outgoing.into_inner().expect("nobody panics with it")).expect("a text");
+        assert_eq!((sent.matches("EVALSHA").count(), sent.matches("SET\r\n").count()), (1, 3), "{sent}");
     }
 }

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::samples;
+use crate::samples::{self, Exchange};
 use crate::world::{World, name, runtime};
 
 /// Callers at a time in [`Work::Crowd`], and operations of each kind in a batch of [`Work::Codec`].
@@ -95,11 +95,11 @@ async fn caller(world: Arc<World>, number: usize, times: usize) {
 }
 
 fn codec(times: usize) {
-    let (batch, mut replies) = (samples::batch(MANY), (0..times).map(|_| samples::reply(MANY)).collect::<Vec<_>>());
+    let (batch, exchange) = (samples::batch(MANY), Exchange::of(MANY));
+    let batch: Vec<_> = batch.iter().collect();
     counted(&mut || {
-        for reply in replies.drain(..) {
-            black_box(samples::encode(black_box(&batch)));
-            let replies = samples::decode(&batch, reply).expect("a good reply");
+        for _ in 0..times {
+            let replies = exchange.call(black_box(&batch)).expect("a good reply");
             assert_eq!(black_box(replies).replies.len(), batch.len());
         }
     });

@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use redlockd::node::{Channel, Connection, Listener, Node, Op, Probe, Replies, ScriptBy, WireError};
+use redlockd::node::resp::Answer;
+use redlockd::node::talk::{self, Talk};
+use redlockd::node::{Channel, Connection, Listener, Node, Op, Probe, Replies, WireError};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::memory::Server;
+use crate::memory::{self, Server};
 use crate::oracle::history::At;
 
 use super::Shared;
@@ -78,7 +80,14 @@ impl Wire {
 
 enum Work {
     Probe(oneshot::Sender<Result<Probe, WireError>>),
-    Call(Vec<Op>, ScriptBy, oneshot::Sender<Result<Replies, WireError>>),
+    Commands(Commands, oneshot::Sender<Result<Vec<Answer>, WireError>>),
+}
+
+/// What is sent at once.
+struct Commands {
+    request: Vec<u8>,
+    /// What it is sent for.
+    batch: Arc<Vec<Op>>,
 }
 
 struct Request {
@@ -247,7 +256,8 @@ impl SimNode {
         let node = Self { shared: self.shared.clone(), gate: self.gate.clone(), ..*self };
         tokio::spawn(bring_back(Self { shared: self.shared.clone(), gate: self.gate.clone(), ..*self }, wire.clone(), outbox));
         tokio::spawn(serve(node, wire.clone(), inbox, replies));
-        Some(End { shared: self.shared.clone(), gate: self.gate.clone(), wire, requests, closed: Mutex::new(Some(closed)) })
+        let (shared, gate, talk) = (self.shared.clone(), self.gate.clone(), Talk::new(memory::scripts()));
+        Some(End { shared, gate, wire, requests, closed: Mutex::new(Some(closed)), talk })
     }
 }
 
@@ -292,16 +302,12 @@ async fn serve(
                 let probe = shared.state().sites[wire.site].server.probe();
                 Box::new(move || drop(answer.send(Ok(probe))))
             }
-            Work::Call(batch, by, answer) => {
+            Work::Commands(Commands { request, batch }, answer) => {
                 let fails = node.line().fails_one_in;
-                let outcome = if fails > 0 && shared.one_in(fails) {
-                    // As of a script that was killed, or met what no pcall catches.
-                    let _ = site::execute(shared, &wire, &batch[..batch.len().div_ceil(2)], by);
-                    Err(WireError::Server("ERR Error running script: half way".into()))
-                } else {
-                    site::execute(shared, &wire, &batch, by)
-                };
-                Box::new(move || drop(answer.send(outcome)))
+                // As of a script that was killed, or met what no pcall catches.
+                let breaks = fails > 0 && shared.one_in(fails);
+                let answers = site::execute(shared, &wire, &batch, &request, breaks);
+                Box::new(move || drop(answer.send(Ok(answers))))
             }
         };
         if cuts > 0 && shared.one_in(cuts) {
@@ -330,6 +336,7 @@ struct End {
     wire: Arc<Wire>,
     requests: mpsc::UnboundedSender<Request>,
     closed: Mutex<Option<oneshot::Receiver<Arc<str>>>>,
+    talk: Talk,
 }
 
 impl End {
@@ -355,12 +362,19 @@ impl End {
 
 impl Connection for End {
     fn probe(&self) -> BoxFuture<'_, Result<Probe, WireError>> {
-        self.send(Work::Probe)
+        let answered = self.send(Work::Probe);
+        Box::pin(async {
+            let probe = answered.await?;
+            self.talk.meet(probe.run_id.clone());
+            Ok(probe)
+        })
     }
 
-    fn call<'a>(&'a self, batch: &'a [Op], by: ScriptBy) -> BoxFuture<'a, Result<Replies, WireError>> {
-        let batch = batch.to_vec();
-        self.send(move |answer| Work::Call(batch, by, answer))
+    fn call<'a>(&'a self, batch: &'a [&'a Op]) -> BoxFuture<'a, Result<Replies, WireError>> {
+        Box::pin(async move {
+            let owned = batch.iter().map(|op| (*op).clone()).collect();
+            self.talk.call(&Turns { end: self, batch: Arc::new(owned) }, batch).await
+        })
     }
 
     fn closed(&self) -> BoxFuture<'static, Arc<str>> {
@@ -374,6 +388,21 @@ impl Connection for End {
                 None => std::future::pending().await,
             }
         })
+    }
+}
+
+/// What becomes of one call: each of its turns is a message of its own.
+struct Turns<'a> {
+    end: &'a End,
+    batch: Arc<Vec<Op>>,
+}
+
+impl talk::Wire for Turns<'_> {
+    async fn exchange(&self, _: usize, write: impl FnOnce(&mut Vec<u8>) + Send) -> Result<Vec<Answer>, WireError> {
+        let mut request = Vec::new();
+        write(&mut request);
+        let batch = self.batch.clone();
+        self.end.send(move |answer| Work::Commands(Commands { request, batch }, answer)).await
     }
 }
 

@@ -7,12 +7,12 @@ use std::time::Duration;
 use rand::Rng;
 use rand::rngs::StdRng;
 use redlockd::engine::membership::{Charter, CounterKind, Marker, State as Standing};
-use redlockd::engine::reply::Reply;
-use redlockd::node::script::{COUNTERS_KEY, MARKER_KEY};
-use redlockd::node::{NodeTime, Op, Replies, ScriptBy, WireError};
+use redlockd::node::resp::Answer;
+use redlockd::node::script::{COUNTERS_KEY, MARKER_KEY, Raw};
+use redlockd::node::{NodeTime, Op};
 use tokio::sync::mpsc;
 
-use crate::memory::{Change, Published, Server, Snapshot};
+use crate::memory::{Change, Published, Server, Snapshot, commands};
 use crate::oracle::history::{At, Removal};
 
 use super::clock::{Clock, MAX_RATE_PPM};
@@ -148,13 +148,14 @@ fn publish(state: &mut State, site: usize, now: At) {
     }
 }
 
-/// Lets a server run a call, and writes down what it did.
-pub fn execute(shared: &Shared, wire: &Wire, batch: &[Op], by: ScriptBy) -> Result<Replies, WireError> {
+/// Lets a server run commands that are sent for a batch, and writes down what it did.
+pub fn execute(shared: &Shared, wire: &Wire, batch: &[Op], request: &[u8], breaks: bool) -> Vec<Answer> {
     let now = shared.now();
     let state = &mut *shared.state();
     let site = &mut state.sites[wire.site];
-    let outcome = site.server.call(site.wall_clock(now), batch, by);
-    state.history.note(now, format_args!("{} {}", wire.label(), shown(batch, &outcome)));
+    let clock = site.wall_clock(now);
+    let answers = if breaks { site.server.answer_half(clock, request) } else { site.server.answer(clock, request) };
+    state.history.note(now, format_args!("{} {}", wire.label(), shown(request, &answers)));
     publish(state, wire.site, now);
     let site = &mut state.sites[wire.site];
     for change in site.server.take_changes() {
@@ -183,7 +184,7 @@ pub fn execute(shared: &Shared, wire: &Wire, batch: &[Op], by: ScriptBy) -> Resu
         };
         state.history.removals.extend(removed);
     }
-    outcome
+    answers
 }
 
 /// Why nobody could prevent that `value`, which is set now, is left on its node until its TTL.
@@ -197,40 +198,31 @@ fn excuse(state: &State, wire: &Wire, value: &str) -> Option<&'static str> {
 }
 
 /// With the values, which the program itself never shows.
-fn shown(batch: &[Op], outcome: &Result<Replies, WireError>) -> String {
-    let replies = match outcome {
-        Ok(replies) => &replies.replies[..],
-        Err(error) => return format!("{} operations: {error}", batch.len()),
-    };
-    let one = |(op, reply): (&Op, &Reply)| {
-        let (what, value) = match op {
-            Op::Acquire { value, ttl, .. } => (format!("acquire {}ms", ttl.as_millis()), value.as_str()),
-            Op::HandOver { old, new, ttl, .. } => (format!("hand over {}ms {}", ttl.as_millis(), old.as_str()), new.as_str()),
-            Op::Release { value, .. } => ("release".to_owned(), value.as_str()),
-            Op::Renew { value, ttl, .. } => (format!("renew {}ms", ttl.as_millis()), value.as_str()),
-            Op::Adopt { old, new, ttl, .. } => (format!("adopt {}ms {}", ttl.as_millis(), old.as_str()), new.as_str()),
-            Op::Repair { value, .. } => ("repair".to_owned(), value.as_str()),
-            Op::Check { value, .. } => ("check".to_owned(), value.as_str()),
-            Op::Inspect { .. } => ("inspect".to_owned(), ""),
-            Op::Scan { from, .. } => (format!("scan {from}"), ""),
-            Op::Tokens { count, .. } => (format!("tokens {count}"), ""),
-            Op::RaiseBucket { value, bucket, token, .. } => (format!("bucket {bucket} to {token}"), value.as_str()),
-            Op::TellCounters { from, .. } => (format!("tell {from}"), ""),
-            Op::LiftCounters { base, numbers, .. } => (format!("lift {base}"), &**numbers),
-            Op::StartCounter { mark, start, ceiling, .. } => (format!("start {start} {ceiling}"), &**mark),
-            Op::AdvanceCounter { ceiling, .. } => (format!("advance {ceiling}"), ""),
-            Op::RaiseCeiling { ceiling, owner, .. } => (format!("ceiling {ceiling}"), &**owner),
-            Op::LiftCeiling { ceiling, .. } => ("lift".to_owned(), &**ceiling),
-            Op::Marker { change, .. } => (format!("marker {} ->", change.expected), &*change.new),
+fn shown(request: &[u8], answers: &[Answer]) -> String {
+    let one = |(words, answer): (Vec<Vec<u8>>, &Answer)| {
+        let words: Vec<String> = words.iter().map(|word| text(word)).collect();
+        let shown = match words[0].as_str() {
+            // The numbers of keys, keys and arguments tell which script it is.
+            "EVAL" | "EVALSHA" => format!("{} {}", words[0], words[2..].join(" ")),
+            _ => words.join(" "),
         };
-        let reply = match reply {
-            Reply::Other(stored) => format!("other {}", text(stored.value.as_deref().unwrap_or_default())),
-            Reply::Counters { base, .. } => format!("counters {base}"),
-            reply => format!("{reply:?}"),
+        let answer = match answer {
+            Ok(raw) => spelt(raw),
+            Err(error) => error.to_string(),
         };
-        format!("[{what} {} {value}: {reply}]", op.key())
+        format!("[{shown}: {answer}]")
     };
-    batch.iter().zip(replies).map(one).collect()
+    commands(request).into_iter().zip(answers).map(one).collect()
+}
+
+fn spelt(raw: &Raw) -> String {
+    match raw {
+        Raw::Integer(number) => number.to_string(),
+        Raw::Bytes(bytes) => text(bytes),
+        Raw::Done => "OK".to_owned(),
+        Raw::Nil => "nil".to_owned(),
+        Raw::List(entries) => format!("({})", entries.iter().map(spelt).collect::<Vec<_>>().join(" ")),
+    }
 }
 
 fn text(bytes: &[u8]) -> String {
