@@ -15,6 +15,7 @@ use crate::Error;
 use crate::bench::{Bench, Manner};
 use crate::client::Terms;
 use crate::load::{finish, window_length};
+use crate::machine;
 use crate::names::Names;
 use crate::servers::etcd::{Etcd, EtcdArgs};
 use crate::servers::{Servers, ServersArgs};
@@ -77,8 +78,8 @@ pub struct SuiteArgs {
     /// Locks that are held in the part held
     #[arg(long, value_name = "COUNT", default_value_t = 1_000_000)]
     held: u64,
-    /// Threads of this process that serve the clients
-    #[arg(long, value_parser = value_parser!(u8).range(1..=64), default_value_t = 1)]
+    /// Threads of this process that serve the clients; by default as many as there are processors, as a program with tokio's main has
+    #[arg(long, value_parser = value_parser!(u8).range(1..=64), default_value_t = machine::threads())]
     pub threads: u8,
     /// Write the results as JSON too
     #[arg(long, value_name = "FILE")]
