@@ -1,11 +1,13 @@
-//! The leases that this proxy has granted or renewed: their tokens, which nodes do not store, for people who ask who holds a
-//! name; and for a moment that they are held, for those who ask again and again. Never used to grant, bounded, and forgotten
-//! with the lease.
+//! The newest leases that this proxy has granted or renewed: their tokens, which nodes do not store, for people who ask who holds
+//! a name; how often their lines had had them, so that others get their turns; and for a moment that they are held, for those who
+//! ask again and again. Never used to grant, bounded, and forgotten with the lease.
 
-use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use lru::LruCache;
+use rustc_hash::FxBuildHasher;
 use tokio::time::Instant;
 
 use crate::engine::fencing::Token;
@@ -13,14 +15,17 @@ use crate::engine::lease::{LockName, LockValue};
 
 use super::lock_id::LockId;
 
-/// The most leases that are remembered.
-const MAX_ENTRIES: usize = 65_536;
+/// The most leases that are remembered: less than a megabyte. Lines and hints need those of the last moments only.
+const MAX_ENTRIES: NonZeroUsize = NonZeroUsize::new(4_096).expect("is not 0");
 
 /// For so long after a look at the nodes whoever tries a lock is told what it showed.
 const HINT: Duration = Duration::from_millis(20);
 
-#[derive(Default)]
-pub(super) struct Ledger(Mutex<BTreeMap<LockName, Entry>>);
+/// In the order in which they were noted, which no look changes. A hash without a secret lets every run of a simulation be
+/// repeated; whoever makes names collide can make others search through so many of them at most.
+type Entries = LruCache<LockName, Entry, FxBuildHasher>;
+
+pub(super) struct Ledger(Mutex<Entries>);
 
 struct Entry {
     value: LockValue,
@@ -32,28 +37,36 @@ struct Entry {
     turns: u32,
 }
 
+impl Default for Ledger {
+    fn default() -> Self {
+        // Bounded from the beginning it would have the memory for all of them at once.
+        let mut entries = Entries::unbounded_with_hasher(FxBuildHasher);
+        entries.resize(MAX_ENTRIES);
+        Self(Mutex::new(entries))
+    }
+}
+
 impl Ledger {
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<LockName, Entry>> {
+    fn entries(&self) -> MutexGuard<'_, Entries> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A lease was `seen` on a quorum, and is known to last until `ends`. It came after so many `turns` of its line.
+    /// A lease was `seen` on a quorum, and is known to last until `ends`. It came after so many `turns` of its line. If there are
+    /// too many, the one that was noted before all others is forgotten.
     pub(super) fn note(&self, id: &LockId, seen: Instant, ends: Instant, turns: u32) {
-        let mut entries = self.entries();
-        if entries.len() < MAX_ENTRIES || entries.contains_key(&id.name) {
-            entries.insert(id.name.clone(), Entry { value: id.value.clone(), token: id.token, ends, seen, turns });
-        }
+        let entry = Entry { value: id.value.clone(), token: id.token, ends, seen, turns };
+        self.entries().put(id.name.clone(), entry);
     }
 
     /// How often in a row the lock was handed over until this lease, if it is remembered.
     pub(super) fn turns(&self, id: &LockId) -> Option<u32> {
         let entries = self.entries();
-        entries.get(&id.name).filter(|entry| entry.value == id.value).map(|entry| entry.turns)
+        entries.peek(&id.name).filter(|entry| entry.value == id.value).map(|entry| entry.turns)
     }
 
     /// Somebody looked at the nodes for a name; whether a quorum of them holds a value.
     pub(super) fn saw(&self, name: &LockName, seen: Instant, holds: impl FnOnce(&[u8]) -> bool) {
-        if let Some(entry) = self.entries().get_mut(name)
+        if let Some(entry) = self.entries().peek_mut(name)
             && holds(entry.value.as_str().as_bytes())
         {
             entry.seen = entry.seen.max(seen);
@@ -63,25 +76,26 @@ impl Ledger {
     /// The lease of a name that the nodes were seen to hold a moment ago, and its end.
     pub(super) fn hint(&self, name: &LockName, now: Instant) -> Option<(LockValue, Instant)> {
         let entries = self.entries();
-        let entry = entries.get(name).filter(|entry| now < entry.ends && now - entry.seen <= HINT)?;
+        let entry = entries.peek(name).filter(|entry| now < entry.ends && now - entry.seen <= HINT)?;
         Some((entry.value.clone(), entry.ends))
     }
 
     /// A lease has ended.
     pub(super) fn forget(&self, id: &LockId) {
         let mut entries = self.entries();
-        if entries.get(&id.name).is_some_and(|entry| entry.value == id.value) {
-            entries.remove(&id.name);
+        if entries.peek(&id.name).is_some_and(|entry| entry.value == id.value) {
+            entries.pop(&id.name);
         }
     }
 
     /// The token of the lease that stores `value` under `name`.
     pub(super) fn token(&self, name: &LockName, value: &[u8]) -> Option<Token> {
         let entries = self.entries();
-        let entry = entries.get(name).filter(|entry| entry.value.as_str().as_bytes() == value)?;
+        let entry = entries.peek(name).filter(|entry| entry.value.as_str().as_bytes() == value)?;
         entry.token
     }
 
+    /// A look at each: there are few enough for nobody to wait for long meanwhile.
     pub(super) fn forget_expired(&self, now: Instant) {
         self.entries().retain(|_, entry| entry.ends > now);
     }
@@ -134,11 +148,36 @@ mod tests {
     }
 
     #[test]
-    fn it_is_bounded() {
+    fn only_the_newest_are_remembered_whatever_was_looked_at() {
         let (ledger, now) = (Ledger::default(), Instant::now());
-        for n in 0..MAX_ENTRIES + 10 {
-            ledger.note(&id(&n.to_string(), 1, 1), now, now, 0);
+        let (bound, ends) = (MAX_ENTRIES.get(), now + Duration::from_secs(1));
+        let leases: Vec<LockId> = (0..bound + 3).map(|n| id(&n.to_string(), n as u128, n as u64 + 1)).collect();
+        let is_remembered = |lease: &LockId| {
+            let token = ledger.token(&lease.name, lease.value.as_str().as_bytes());
+            assert!(token.is_none() || token == lease.token);
+            token.is_some()
+        };
+        leases[..bound].iter().for_each(|lease| ledger.note(lease, now, ends, 0));
+        assert!(leases[..bound].iter().all(is_remembered), "so many have room");
+        // The first is renewed; the second is only looked at, in all ways.
+        ledger.note(&leases[0], now, ends, 0);
+        ledger.saw(&leases[1].name, now, |_| true);
+        assert!(ledger.hint(&leases[1].name, now).is_some() && ledger.turns(&leases[1]) == Some(0));
+        leases[bound..].iter().for_each(|lease| ledger.note(lease, now, ends, 0));
+        let forgotten: Vec<usize> = (0..leases.len()).filter(|n| !is_remembered(&leases[*n])).collect();
+        assert_eq!(forgotten, [1, 2, 3]);
+        assert_eq!(ledger.entries().len(), bound);
+    }
+
+    #[test]
+    fn what_has_not_expired_stays_in_its_order() {
+        let (ledger, now) = (Ledger::default(), Instant::now());
+        let leases: Vec<LockId> = (0..6).map(|n| id(&n.to_string(), n, 1)).collect();
+        for (n, lease) in (0..).zip(&leases) {
+            ledger.note(lease, now, now + Duration::from_secs(if n % 2 == 0 { 1 } else { 9 }), 0);
         }
-        assert_eq!(ledger.entries().len(), MAX_ENTRIES);
+        ledger.forget_expired(now + Duration::from_secs(1));
+        let left: Vec<LockName> = ledger.entries().iter().map(|(name, _)| name.clone()).collect();
+        assert_eq!(left, [5, 3, 1].map(|n: usize| leases[n].name.clone()), "newest first");
     }
 }
