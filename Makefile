@@ -31,7 +31,7 @@ help:
 	@echo "make micro-renew   store those that are counted now"
 	@echo "make micro-bench   time the engine, the codec, batches and lines, without any server (ARGS=--test: each once)"
 	@echo "make bench         measure everything, in less than ten minutes: the ratios, the tables, target/bench/results.json and report.html"
-	@echo "make bench-long    a million held locks, 1 to 7 nodes, three proxies, ten minutes of a hung node: a quarter of an hour"
+	@echo "make bench-long    a million held locks, leases in sessions, 1 to 7 nodes, three proxies, ten minutes of a hung node: a quarter of an hour"
 	@echo "make compare       measure against rslock on the same servers (ARGS='--clients 1,64' ..: redlockd-bench load --help)"
 	@echo "make stream        measure a session against unary calls, and rslock, with callers on all processors"
 	@echo "make contended     measure a lock that many want, against etcd and rslock"

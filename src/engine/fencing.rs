@@ -1,13 +1,14 @@
 //! Fencing tokens: numbers that rise in grant order, for the protected resource to check.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::quorum::{NodeIndex, Quorum};
 
 /// A token: at least 1, below 2^53, so that it is exact in every language's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Token(u64);
+pub struct Token(NonZeroU64);
 
 impl Token {
     /// The first number that is too large.
@@ -15,12 +16,12 @@ impl Token {
 
     /// Checks a number.
     pub fn new(number: u64) -> Option<Self> {
-        (1..Self::LIMIT).contains(&number).then_some(Self(number))
+        NonZeroU64::new(number).filter(|_| number < Self::LIMIT).map(Self)
     }
 
     /// As a number.
     pub fn get(self) -> u64 {
-        self.0
+        self.0.get()
     }
 }
 

@@ -124,7 +124,8 @@ impl std::error::Error for TextError {}
 /// How long a key lives: whole milliseconds, 10 ms to the configured maximum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ttl {
-    ms: u64,
+    /// An hour fits well, and there are two of them in every lease that is kept.
+    ms: u32,
 }
 
 impl Ttl {
@@ -136,17 +137,18 @@ impl Ttl {
 
     /// Checks `ms` against the bounds; `None` outside of them.
     pub fn from_millis(ms: u64, longest: Self) -> Option<Self> {
-        (Self::SHORTEST_MS..=longest.ms).contains(&ms).then_some(Self { ms })
+        let is_within = (Self::SHORTEST_MS..=longest.as_millis()).contains(&ms);
+        u32::try_from(ms).ok().filter(|_| is_within).map(|ms| Self { ms })
     }
 
     /// In milliseconds.
     pub fn as_millis(self) -> u64 {
-        self.ms
+        self.ms.into()
     }
 
     /// As a duration.
     pub fn as_duration(self) -> Duration {
-        Duration::from_millis(self.ms)
+        Duration::from_millis(self.as_millis())
     }
 }
 
@@ -276,6 +278,7 @@ mod tests {
         assert!(Ttl::from_millis(10, longest).is_some());
         assert!(Ttl::from_millis(300_000, longest).is_some());
         assert_eq!(Ttl::from_millis(300_001, longest), None);
+        assert_eq!(Ttl::from_millis((1 << 32) + 300_000, longest), None, "it is not cut");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A lease that the proxy keeps for a session (protocol section 8): when to renew it and for how long, when to say that it is at
 //! risk, and when that it is lost. Instants are durations since the session began.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use super::lease::Ttl;
@@ -43,6 +44,27 @@ pub enum Due {
     Lost(Hindrance),
 }
 
+/// An instant as it is kept: there are several for each of very many leases, and as [`Duration`]s they take twice the room.
+/// It can tell 584 years from the beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment {
+    /// And one more, so that there is a number for none.
+    ns: NonZeroU64,
+}
+
+impl Moment {
+    /// So long after the beginning.
+    pub fn at(since_beginning: Duration) -> Self {
+        let ns = u64::try_from(since_beginning.as_nanos()).unwrap_or(u64::MAX);
+        Self { ns: NonZeroU64::MIN.saturating_add(ns) }
+    }
+
+    /// How long after the beginning it is.
+    pub fn since_beginning(self) -> Duration {
+        Duration::from_nanos(self.ns.get() - 1)
+    }
+}
+
 /// One lease in time.
 ///
 /// The laws: it is never renewed beyond a TTL after its client was heard of, nor beyond its longest hold; between any two
@@ -50,15 +72,15 @@ pub enum Due {
 #[derive(Clone, Debug)]
 pub struct Tenure {
     ttl: Ttl,
-    hold_ends: Option<Duration>,
+    hold_ends: Option<Moment>,
     drift: DriftFactor,
     /// When the operations began that it stands by, and for how long these made it last.
-    started: Duration,
+    started: Moment,
     lasts: Ttl,
     hindrance: Hindrance,
     is_being_renewed: bool,
     risk_told: bool,
-    next_try: Duration,
+    next_try: Moment,
 }
 
 impl Tenure {
@@ -66,14 +88,14 @@ impl Tenure {
     pub fn new(ttl: Ttl, started: Duration, max_hold: Option<Duration>, drift: DriftFactor) -> Self {
         Self {
             ttl,
-            hold_ends: max_hold.filter(|_| !mutant!("max-hold-ignored")).map(|hold| started + hold),
+            hold_ends: max_hold.filter(|_| !mutant!("max-hold-ignored")).map(|hold| Moment::at(started.saturating_add(hold))),
             drift,
-            started,
+            started: Moment::at(started),
             lasts: ttl,
             hindrance: Hindrance::NoQuorum,
             is_being_renewed: false,
             risk_told: false,
-            next_try: started + ttl.as_duration() / RENEWED_AFTER,
+            next_try: Moment::at(started + ttl.as_duration() / RENEWED_AFTER),
         }
     }
 
@@ -84,7 +106,7 @@ impl Tenure {
 
     /// When the operations began that it stands by.
     pub fn started(&self) -> Duration {
-        self.started
+        self.started.since_beginning()
     }
 
     /// For how long these made it last.
@@ -97,7 +119,7 @@ impl Tenure {
         if now >= self.last_call() {
             return Some(Due::Lost(self.hindrance));
         }
-        if !self.is_being_renewed && now >= self.next_try {
+        if !self.is_being_renewed && now >= self.next_try.since_beginning() {
             match self.useful(now, heard) {
                 Ok(ttl) => {
                     self.is_being_renewed = true;
@@ -117,22 +139,22 @@ impl Tenure {
     pub fn next(&self) -> Duration {
         let mut next = self.last_call();
         if !self.is_being_renewed {
-            next = next.min(self.next_try);
+            next = next.min(self.next_try.since_beginning());
         }
         if self.risk_told { next } else { next.min(self.risk()) }
     }
 
     /// A renewal for `lasts` that began at `started` has succeeded.
     pub fn renewed(&mut self, started: Duration, lasts: Ttl) {
-        (self.started, self.lasts) = (started, lasts);
+        (self.started, self.lasts) = (Moment::at(started), lasts);
         (self.is_being_renewed, self.risk_told, self.hindrance) = (false, false, Hindrance::NoQuorum);
-        self.next_try = started + self.ttl.min(lasts).as_duration() / RENEWED_AFTER;
+        self.next_try = Moment::at(started + self.ttl.min(lasts).as_duration() / RENEWED_AFTER);
     }
 
     /// One has not, or was of no use.
     pub fn not_renewed(&mut self, now: Duration, hindrance: Hindrance) {
         (self.is_being_renewed, self.hindrance) = (false, hindrance);
-        self.next_try = now + (self.ttl.as_duration() / TRIED_AGAIN_AFTER).max(Duration::from_millis(1));
+        self.next_try = Moment::at(now + (self.ttl.as_duration() / TRIED_AGAIN_AFTER).max(Duration::from_millis(1)));
     }
 
     /// Whether its client has been told so since it was last renewed.
@@ -142,7 +164,7 @@ impl Tenure {
 
     /// Somebody else goes on with it, who does not know what is under way: to be renewed at once.
     pub fn begin_again(&mut self, now: Duration) {
-        (self.is_being_renewed, self.next_try) = (false, now);
+        (self.is_being_renewed, self.next_try) = (false, Moment::at(now));
     }
 
     /// The client wants it renewed, from now on for `ttl`: for how long that may be, and whether it is already under way.
@@ -159,13 +181,17 @@ impl Tenure {
 
     /// For how long a renewal may make it last, if that is more than it has.
     fn useful(&self, now: Duration, heard: Duration) -> Result<Ttl, Hindrance> {
-        let end = self.started + self.lasts.as_duration();
+        let end = self.started() + self.lasts.as_duration();
         // Whatever its client does.
-        if self.hold_ends.is_some_and(|hold_ends| hold_ends <= end) {
+        if self.hold_ends().is_some_and(|hold_ends| hold_ends <= end) {
             return Err(Hindrance::MaxHold);
         }
         let ttl = self.longest(now, heard)?;
         if now + ttl.as_duration() >= end + LEAST_GAIN { Ok(ttl) } else { Err(self.bound(heard).1) }
+    }
+
+    fn hold_ends(&self) -> Option<Duration> {
+        self.hold_ends.map(Moment::since_beginning)
     }
 
     fn longest(&self, now: Duration, heard: Duration) -> Result<Ttl, Hindrance> {
@@ -178,7 +204,7 @@ impl Tenure {
     /// Until when it may last at most, and why not for longer.
     fn bound(&self, heard: Duration) -> (Duration, Hindrance) {
         let unheard = heard + self.ttl.as_duration();
-        match self.hold_ends {
+        match self.hold_ends() {
             Some(end) if end < unheard => (end, Hindrance::MaxHold),
             _ => (unheard, Hindrance::NoKeepAlive),
         }
@@ -187,11 +213,11 @@ impl Tenure {
     /// When the validity ends that its client knows of. The drift is that of a client that counts from one TTL before.
     fn ends(&self) -> Duration {
         let ms = self.lasts.as_millis();
-        self.started + Duration::from_millis(ms.saturating_sub(self.drift.drift_ms(2 * ms)))
+        self.started() + Duration::from_millis(ms.saturating_sub(self.drift.drift_ms(2 * ms)))
     }
 
     fn validity(&self) -> Duration {
-        self.ends() - self.started
+        self.ends() - self.started()
     }
 
     /// Half of the validity is over.
@@ -321,6 +347,16 @@ mod tests {
             let end = max_hold.map_or_else(|| heard.unwrap_or_default() + ms(9_000), |hold| ms(1_000) + hold);
             assert!(lost.unwrap() + ms(500) < end, "told {:?} before its end", end - lost.unwrap());
         }
+    }
+
+    #[test]
+    fn a_moment_is_exact_and_in_order() {
+        for at in [Duration::ZERO, Duration::from_nanos(1), Duration::new(3_600, 999_999_999), Duration::from_secs(1 << 34)] {
+            assert_eq!(Moment::at(at).since_beginning(), at);
+            assert!(Moment::at(at) < Moment::at(at + Duration::from_nanos(1)));
+        }
+        assert!(Moment::at(Duration::MAX).since_beginning() > Duration::from_secs(584 * 365 * 86_400));
+        assert_eq!((size_of::<Option<Moment>>(), size_of::<Tenure>()), (8, 40));
     }
 
     #[test]

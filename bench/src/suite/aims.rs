@@ -22,6 +22,7 @@ pub enum Key {
     HeldUnary,
     HeldStream,
     HeldMemory,
+    LeaseMemory,
     IdleMemory,
     HungMemory,
     NodesUnary,
@@ -37,7 +38,7 @@ use Key::*;
 /// What it is, its unit, which side is the good one, the floor and the aim.
 type Line = (Key, &'static str, &'static str, Better, Option<f64>, Option<f64>);
 
-const LINES: [Line; 23] = [
+const LINES: [Line; 24] = [
     (StreamRslock64, "stream over rslock, 64 in flight: pairs/s", "", Higher, Some(1.3), Some(2.0)),
     (StreamRslock256, "stream over rslock, 256 in flight: pairs/s", "", Higher, Some(2.0), Some(3.0)),
     (StreamRslockCpu64, "stream over rslock, 64 in flight: CPU per pair", "", Lower, Some(0.7), Some(0.45)),
@@ -54,6 +55,7 @@ const LINES: [Line; 23] = [
     (HeldUnary, "a million held locks over ten, unary, 64 clients: pairs/s", "", Higher, Some(0.7), Some(0.85)),
     (HeldStream, "a million held locks over ten, stream, 64 in flight: pairs/s", "", Higher, Some(0.7), Some(0.85)),
     (HeldMemory, "memory of the proxy with a million unary locks held, beyond that with ten", "MB", Lower, None, Some(1.0)),
+    (LeaseMemory, "memory of the proxy for a lease of a session, with 50,000 in 4 of them", "bytes", Lower, Some(400.0), None),
     (IdleMemory, "memory of the idle proxy", "MB", Lower, Some(25.0), None),
     (HungMemory, "growth of the proxy under load with a hung node, from its second minute on", "MB", Lower, None, Some(1.0)),
     (NodesUnary, "CPU of the proxy per unary pair, for each more node", "us", Lower, Some(2.0), None),

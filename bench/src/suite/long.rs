@@ -21,7 +21,7 @@ use crate::window::Window;
 const TARGETS: [Target; 2] = [Target::Unary, Target::Stream];
 
 /// Longer than the suite.
-const FOR_GOOD: Duration = Duration::from_secs(3600);
+pub const FOR_GOOD: Duration = Duration::from_secs(3600);
 
 /// The few locks that are held on the one side.
 const FEW: u64 = 10;
@@ -30,7 +30,7 @@ const FEW: u64 = 10;
 const MANY: u64 = 1_000_000;
 
 /// How many are taken at a time.
-const TAKERS: u64 = 256;
+pub const TAKERS: u64 = 256;
 
 const NODE_COUNTS: [u8; 4] = [1, 3, 5, 7];
 
@@ -40,7 +40,7 @@ const PROXIES: usize = 3;
 const AROUND: Duration = Duration::from_secs(60);
 
 /// As they are, but locks may be held for as long as the suite takes.
-fn patient(args: &ServersArgs) -> ServersArgs {
+pub fn patient(args: &ServersArgs) -> ServersArgs {
     let mut args = args.clone();
     args.serve.extend(["--limits-max-ttl".to_owned(), format!("{}s", FOR_GOOD.as_secs())]);
     args

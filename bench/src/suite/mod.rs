@@ -1,8 +1,9 @@
 //! `redlockd-bench suite`: the measurements that the project judges itself by, with the ratios that it aims at.
 //!
-//! - [`standard`]: what takes less than ten minutes. [`long`]: what does not. [`aims`]: the ratios.
+//! - [`standard`]: what takes less than ten minutes. [`long`] and [`leases`]: what does not. [`aims`]: the ratios.
 
 mod aims;
+mod leases;
 mod long;
 mod standard;
 
@@ -39,6 +40,8 @@ enum Part {
     Rates,
     /// A million held locks against ten
     Held,
+    /// 50,000 leases in sessions, and the proxy's memory
+    Leases,
     /// 1 to 7 nodes
     Nodes,
     /// Three proxies on the same nodes
@@ -53,7 +56,7 @@ enum Part {
 /// or anything failed while all nodes were well. A ratio that is missed is told, and fails nothing.
 #[derive(Args, Debug)]
 pub struct SuiteArgs {
-    /// What takes longer: held, nodes, proxies, long-hung, instead of compare, hung, rates
+    /// What takes longer: held, leases, nodes, proxies, long-hung, instead of compare, hung, rates
     #[arg(long)]
     long: bool,
     /// These parts only
@@ -78,6 +81,9 @@ pub struct SuiteArgs {
     /// Locks that are held in the part held
     #[arg(long, value_name = "COUNT", default_value_t = 1_000_000)]
     held: u64,
+    /// Leases of sessions in the part leases
+    #[arg(long, value_name = "COUNT", default_value_t = 50_000, value_parser = value_parser!(u64).range(1..=200_000))]
+    session_leases: u64,
     /// Threads of this process that serve the clients; by default as many as there are processors, as a program with tokio's main has
     #[arg(long, value_parser = value_parser!(u8).range(1..=64), default_value_t = machine::threads())]
     pub threads: u8,
@@ -95,7 +101,7 @@ impl SuiteArgs {
         match (self.parts.is_empty(), self.long) {
             (false, _) => self.parts.clone(),
             (true, false) => vec![Part::Compare, Part::Hung, Part::Rates],
-            (true, true) => vec![Part::Held, Part::Nodes, Part::Proxies, Part::LongHung],
+            (true, true) => vec![Part::Held, Part::Leases, Part::Nodes, Part::Proxies, Part::LongHung],
         }
     }
 
@@ -130,6 +136,9 @@ pub async fn run(args: &SuiteArgs) -> Result<u64, Error> {
     }
     if parts.contains(&Part::Held) {
         long::held(&mut suite).await?;
+    }
+    if parts.contains(&Part::Leases) {
+        leases::memory(&mut suite).await?;
     }
     if parts.contains(&Part::Nodes) {
         long::nodes(&mut suite).await?;

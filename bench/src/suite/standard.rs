@@ -19,7 +19,7 @@ use crate::window::Window;
 const TARGETS: [Target; 5] = [Target::Unary, Target::Stream, Target::Direct, Target::Rslock, Target::Etcd];
 
 /// Until a proxy that has just started is idle.
-const SETTLE: Duration = Duration::from_secs(2);
+pub const SETTLE: Duration = Duration::from_secs(2);
 
 /// The rate that has to be carried.
 const RATE: f64 = 5000.0;

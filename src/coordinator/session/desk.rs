@@ -16,7 +16,7 @@ use crate::coordinator::question::Released;
 use crate::coordinator::waiting::LineView;
 use crate::engine::lease::{Owner, Ttl};
 use crate::engine::reply::WhyKind;
-use crate::engine::tenure::{Hindrance, Tenure};
+use crate::engine::tenure::{Hindrance, Moment, Tenure};
 use crate::engine::validity::{self, Spent, Validity};
 
 use super::{Failure, LISTED, LeaseNumber, Seq};
@@ -104,10 +104,11 @@ pub enum End {
     Resumed,
 }
 
-/// A lease of a session.
+/// A lease of a session. There may be very many, and most of them are only renewed now and then: what few of them have, and
+/// for a short time, is put elsewhere.
 pub(super) struct Kept {
     pub id: LockId,
-    pub no_token: Option<WhyKind>,
+    pub no_token: Option<Box<WhyKind>>,
     pub tenure: Tenure,
     /// The newest message that had come when the operations began that it stands by, and when. The client counts from there:
     /// of a later one nobody knows whether our machine was suspended in between.
@@ -115,11 +116,11 @@ pub(super) struct Kept {
     /// How often our machine had slept when it was granted or renewed.
     pub sleeps: u64,
     /// Until its client has been told of it.
-    pub grant: Option<Grant>,
+    pub grant: Option<Box<Grant>>,
     /// Its client is to be told that it was renewed, and has not been yet.
     pub is_queued: bool,
     /// When something may be due for it.
-    pub looks: Option<Instant>,
+    pub looks: Option<Moment>,
 }
 
 /// Something to tell; of a lease, only that there is something.
@@ -152,8 +153,11 @@ pub(super) struct Desk {
     changed: Notify,
 }
 
+/// Boxed, because the nodes of a map are half empty, or little less so.
+pub(super) type Leases = BTreeMap<LeaseNumber, Box<Kept>>;
+
 pub(super) struct DeskState {
-    pub leases: BTreeMap<LeaseNumber, Kept>,
+    pub leases: Leases,
     pub notes: VecDeque<Note>,
     pub acked: (Seq, Instant),
     pub reader_is_gone: bool,
@@ -168,7 +172,7 @@ impl Desk {
     pub fn new(coordinator: &Arc<Coordinator>) -> Arc<Self> {
         let now = coordinator.now();
         let state = DeskState {
-            leases: BTreeMap::new(),
+            leases: Leases::new(),
             notes: VecDeque::new(),
             acked: (0, now),
             reader_is_gone: false,
@@ -319,11 +323,11 @@ impl Desk {
 }
 
 fn view(lease: LeaseNumber, kept: &Kept, validity: Option<Validity>) -> LeaseView {
-    LeaseView { lease, id: kept.id.clone(), no_token: kept.no_token.clone(), validity }
+    LeaseView { lease, id: kept.id.clone(), no_token: kept.no_token.as_deref().cloned(), validity }
 }
 
 /// A grant that nobody can use is released.
-fn too_late(grant: Option<Grant>, ttl: Ttl, now: Instant) -> Failure {
+fn too_late(grant: Option<Box<Grant>>, ttl: Ttl, now: Instant) -> Failure {
     let elapsed = grant.map_or(ttl.as_duration(), |grant| now.saturating_duration_since(grant.started()));
     Failure::Acquire(AcquireFailure::TooLate { elapsed, ttl })
 }
@@ -342,5 +346,20 @@ impl Drop for Outbox {
     fn drop(&mut self) {
         self.0.state().reader_is_gone = true;
         self.0.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::size_of;
+
+    use super::*;
+
+    /// With its name, its value, and the room that maps and the allocator waste, that is less than 400 bytes.
+    #[test]
+    fn a_lease_takes_little_room() {
+        assert!(size_of::<Kept>() <= 160, "{}", size_of::<Kept>());
+        assert_eq!(size_of::<(LeaseNumber, Box<Kept>)>(), 16, "what the map holds of each");
+        assert_eq!(size_of::<(Moment, LeaseNumber)>(), 16, "and the set of what is due");
     }
 }

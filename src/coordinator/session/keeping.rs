@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::coordinator::attempt::AcquireFailure;
 use crate::coordinator::question::Lease;
 use crate::engine::lease::Ttl;
-use crate::engine::tenure::{Due, Hindrance, Tenure};
+use crate::engine::tenure::{Due, Hindrance, Moment, Tenure};
 use crate::engine::validity::Validity;
 use crate::metrics::LossReason;
 use crate::node::link::STALL_GRACE;
@@ -21,14 +21,14 @@ impl Session {
     }
 
     /// From now on this session looks after a lease.
-    pub(super) fn keep(&mut self, lease: LeaseNumber, kept: Kept) {
+    pub(super) fn keep(&mut self, lease: LeaseNumber, kept: Box<Kept>) {
         self.desk.state().leases.insert(lease, kept);
         self.coordinator.metrics.session_leases(1);
         self.schedule(lease);
     }
 
     /// The opposite.
-    pub(super) fn let_go(&mut self, lease: LeaseNumber) -> Option<Kept> {
+    pub(super) fn let_go(&mut self, lease: LeaseNumber) -> Option<Box<Kept>> {
         let kept = self.desk.state().leases.remove(&lease)?;
         self.coordinator.metrics.session_leases(-1);
         if let Some(at) = kept.looks {
@@ -40,11 +40,16 @@ impl Session {
     pub(super) fn schedule(&mut self, lease: LeaseNumber) {
         let state = &mut *self.desk.state();
         let Some(kept) = state.leases.get_mut(&lease) else { return };
-        let next = self.coordinator.sessions.instant(kept.tenure.next());
+        let next = Moment::at(kept.tenure.next());
         if let Some(before) = kept.looks.replace(next).filter(|before| *before != next) {
             self.due.remove(&(before, lease));
         }
         self.due.insert((next, lease));
+    }
+
+    /// When something may be due next for a lease.
+    pub(super) fn first_due(&self) -> Option<Instant> {
+        self.due.first().map(|(at, _)| self.coordinator.sessions.instant(at.since_beginning()))
     }
 
     /// When its client was last heard of.
@@ -59,14 +64,15 @@ impl Session {
     /// Does what is due. If that is late, this proxy was stopped: answers may be there that nobody has read yet.
     pub(super) fn look_after_leases(&mut self) {
         let now = self.coordinator.now();
-        let is_late = self.due.first().is_some_and(|(at, _)| now > *at + STALL_GRACE);
+        let is_late = self.first_due().is_some_and(|at| now > at + STALL_GRACE);
         let until = *self.stalled.get_or_insert(now + STALL_GRACE);
         if is_late && now < until {
             return;
         }
         self.stalled = None;
+        let due = Moment::at(self.coordinator.sessions.since_epoch(now));
         while let Some((at, lease)) = self.due.first().copied()
-            && at <= now
+            && at <= due
         {
             self.due.pop_first();
             self.look_after(lease, now);

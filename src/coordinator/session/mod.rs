@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::engine::lease::Ttl;
-use crate::engine::tenure::Hindrance;
+use crate::engine::tenure::{Hindrance, Moment};
 
 use super::attempt::{AcquireFailure, AcquireSpec, Grant};
 use super::lock_id::LockId;
@@ -25,7 +25,7 @@ mod keeping;
 mod requests;
 mod task;
 
-use desk::{Desk, Kept};
+use desk::{Desk, Leases};
 pub use desk::{End, LeaseView, Outbox, Told, What};
 
 /// The most sessions at a proxy.
@@ -185,7 +185,7 @@ impl Sessions {
 
 /// What a session leaves to the one that goes on with it.
 struct Estate {
-    leases: BTreeMap<LeaseNumber, Kept>,
+    leases: Leases,
 }
 
 /// An adoption.
@@ -272,7 +272,7 @@ struct Session {
     /// The acquires under way: to drop one gives it up.
     acquires: BTreeMap<Seq, oneshot::Receiver<Result<Grant, AcquireFailure>>>,
     /// When something may be due for a lease.
-    due: BTreeSet<(Instant, LeaseNumber)>,
+    due: BTreeSet<(Moment, LeaseNumber)>,
     drain: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     alarm: Alarm,
     /// Why a renewal last failed.

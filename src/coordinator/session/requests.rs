@@ -86,7 +86,7 @@ impl Session {
         }
     }
 
-    pub(super) fn post_release(&mut self, lease: LeaseNumber, kept: Kept, asked: Option<Asked>) {
+    pub(super) fn post_release(&mut self, lease: LeaseNumber, kept: Box<Kept>, asked: Option<Asked>) {
         if kept.grant.is_some() {
             // Nobody has been told of it: dropped, it is given up.
             return self.tell(What::Released(lease, Released::Released));
@@ -164,6 +164,7 @@ impl Session {
             Ok(lease) if lease.held => {
                 let (tenure, heard) = (self.tenure(ttl, started, max_hold), (seq, received));
                 let kept = Kept { id, no_token: None, tenure, heard, sleeps, grant: None, is_queued: false, looks: None };
+                let kept = Box::new(kept);
                 match self.phase {
                     // Its client closed the session meanwhile, or is gone.
                     Phase::Ending(_) if self.releases => self.post_release(seq, kept, None),
@@ -194,9 +195,10 @@ impl Session {
         let outcome = match answer {
             Some(Ok(Ok(grant))) => {
                 let tenure = self.tenure(ttl, grant.started(), max_hold);
-                let (id, no_token, sleeps) = (grant.lock_id(), grant.token.as_ref().err().cloned(), self.coordinator.sleeps());
-                let (heard, grant) = ((seq, received), Some(grant));
-                self.keep(seq, Kept { id, no_token, tenure, heard, sleeps, grant, is_queued: false, looks: None });
+                let (id, sleeps, heard) = (grant.lock_id(), self.coordinator.sleeps(), (seq, received));
+                let no_token = grant.token.as_ref().err().cloned().map(Box::new);
+                let grant = Some(Box::new(grant));
+                self.keep(seq, Box::new(Kept { id, no_token, tenure, heard, sleeps, grant, is_queued: false, looks: None }));
                 self.desk.tell(Note::Granted(seq));
                 Outcome::Granted
             }
@@ -222,7 +224,7 @@ impl Session {
         let Renewal { lease, asked, heard, started, ttl, sleeps } = renewal;
         let sessions = &self.coordinator.sessions;
         let (since_epoch, now) = (sessions.since_epoch(started), sessions.since_epoch(self.coordinator.now()));
-        let kept = |work: &dyn Fn(&mut Kept)| self.desk.state().leases.get_mut(&lease).map(work).is_some();
+        let kept = |work: &dyn Fn(&mut Kept)| self.desk.state().leases.get_mut(&lease).map(|kept| work(kept)).is_some();
         match answer {
             _ if mutant!("failed-renewal-counts") && answer.is_err() => {
                 kept(&|kept| kept.tenure.renewed(since_epoch, ttl));

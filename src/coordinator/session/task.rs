@@ -78,9 +78,8 @@ impl Session {
     }
 
     pub(super) fn set_alarm(&mut self) {
-        let lease = self.due.first().map(|(at, _)| *at);
         let away = if let Phase::Away(until) = self.phase { Some(until) } else { None };
-        let lease = self.stalled.or(lease);
+        let lease = self.stalled.or_else(|| self.first_due());
         let Some(at) = lease.into_iter().chain(away).min() else { return };
         if self.alarm.at.is_none_or(|set| at < set) {
             self.alarm = Alarm { at: Some(at), timer: self.coordinator.env.sleep_until(at) };
