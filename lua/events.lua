@@ -29,8 +29,12 @@ function tell(event, key, value, ms)
   try('PUBLISH', 'redlockd:watch:' .. channel(key), table.concat({event, lease_id(value), ms, label, key}, '\n'))
 end
 
+local function wake_channel(key)
+  return 'redlockd:wake:' .. channel(key)
+end
+
 -- Those who wait are told of a release: how many they were; -1, if this user may not tell them.
 function wake(key, value, sender)
-  local heard = try('PUBLISH', 'redlockd:wake:' .. channel(key), sender .. '.' .. lease_id(value) .. ' ' .. key)
+  local heard = try('PUBLISH', wake_channel(key), sender .. '.' .. lease_id(value) .. ' ' .. key)
   return type(heard) == 'number' and heard or -1
 end

@@ -5,7 +5,7 @@
 --
 -- KEYS   the locks' keys
 -- ARGV   who we are; how many of the keys, the first ones, nobody waits for; our values; once somebody is known to wait, the
---        channels of the keys, which need not be computed here then
+--        channels of the other keys, which need not be computed here then
 -- Reply  1: all were deleted, and nobody waits for them; else a list, for each key:
 --          0   not ours
 --          -1  deleted, and this user may not tell those who wait

@@ -20,7 +20,7 @@ use crate::node::address::Address;
 use crate::node::env::{Env, SystemEnv};
 use crate::node::redis::RedisNode;
 use crate::node::script::Told;
-use crate::node::{Channel, Connection, Key, Node, Op, Probe, Replies, WakeUp, WireError, channel_number};
+use crate::node::{Channel, Connection, Course, Key, Node, Op, Probe, Replies, WakeUp, WireError, channel_number};
 
 /// Connecting and all questions together.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -178,7 +178,7 @@ async fn look_at(node: &RedisNode, config: &Config, charter: &Charter, votes: bo
 }
 
 async fn call(connection: &dyn Connection, batch: &[Op]) -> Result<Replies, WireError> {
-    connection.call(&batch.iter().collect::<Vec<_>>()).await
+    connection.call(&batch.iter().collect::<Vec<_>>(), Course::OneTurn).await
 }
 
 /// A connection that listens takes megabytes, and an idle proxy would keep for long what all nodes at once had taken.

@@ -17,7 +17,7 @@ use crate::engine::line::Full;
 use crate::engine::quorum::NodeIndex;
 use crate::engine::reply::{Reply, WhyKind};
 use crate::engine::round::{AcquireRound, Loss, Step};
-use crate::engine::validity::{self, Spent, Validity};
+use crate::engine::validity::{self, Spent, Validity, votes_within};
 use crate::metrics::AttemptOutcome;
 use crate::node::link::STALL_GRACE;
 use crate::node::mailbox::{Place, ReplyTo};
@@ -29,9 +29,6 @@ use super::lock_id::LockId;
 use super::standing::{self, RETRY};
 use super::waiting::LineView;
 use super::{Coordinator, Counter, NoQuorum, NodeWord};
-
-/// The shortest time that an attempt waits for its votes.
-const SHORTEST_VOTE: Duration = Duration::from_millis(5);
 
 /// What a caller wants; every field is within its bounds.
 #[derive(Clone, Debug)]
@@ -588,7 +585,7 @@ async fn await_votes(
     ballot: &Ballot,
     answer: &mut oneshot::Sender<Result<Grant, AcquireFailure>>,
 ) -> Awaited {
-    let votes_end = ballot.started + (spec.ttl.as_duration() / 10).max(SHORTEST_VOTE);
+    let votes_end = ballot.started + votes_within(spec.ttl);
     let mut votes_timer = coordinator.env.sleep_until(votes_end);
     let mut deadline = Box::pin(coordinator.deadline(spec.deadline));
     let mut stage = VoteStage::Open;

@@ -183,7 +183,9 @@ impl State {
             (TellTale::Released, _) => drop(self.leases.remove(&name)),
             (TellTale::HandedOver, _) | (TellTale::Granted, None) => self.expect(&name, lease()),
             // It was found before it was told: a SET that did not know yet that somebody watches.
-            (TellTale::Granted, Some((false, ends))) if ends + ABOUT_NOW + ttl / 100 >= now + ttl => {
+            (TellTale::Granted, Some((false, ends)))
+                if ends + ABOUT_NOW + ttl / 100 >= now + ttl && ends <= now + ttl + ABOUT_NOW =>
+            {
                 self.expect(&name, lease())
             }
             (TellTale::Granted, Some((_, ends))) => {
@@ -515,5 +517,6 @@ mod tests {
         assert_eq!(story_of(Some(8), &[(Granted, "1", 0)]), [released(), granted()]);
         assert_eq!(story_of(Some(8), &[(Granted, "1", 8)]), [expired(), granted()]);
         assert_eq!(story_of(Some(10), &[(Granted, "1", 1)]), [granted()], "it was found before it was told");
+        assert_eq!(story_of(Some(50), &[(Granted, "1", 1)]), [released(), granted()], "that was another one");
     }
 }

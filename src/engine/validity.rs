@@ -106,6 +106,11 @@ pub fn longest_wait(ttl: Ttl, min_validity_ms: u64, factor: DriftFactor) -> Dura
         .map_or(Duration::MAX, |counted| Duration::from_millis(u64::try_from(counted).unwrap_or(u64::MAX).saturating_sub(ms)))
 }
 
+/// How long an attempt waits for its votes at most (protocol section 2).
+pub fn votes_within(ttl: Ttl) -> Duration {
+    (ttl.as_duration() / 10).max(Duration::from_millis(5))
+}
+
 /// Whole milliseconds, rounded up.
 pub fn ceil_millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)

@@ -11,13 +11,14 @@ use crate::engine::backoff::Backoff;
 use crate::engine::membership::Standing;
 use crate::engine::quorum::NodeIndex;
 use crate::engine::reply::{Reply, Stored, Why, WhyKind};
+use crate::engine::validity::votes_within;
 
 use super::ear::{Ear, EarTiming, Hearing};
 use super::env::Env;
 use super::mailbox::{Entry, Mailbox, Nobody, Place, Reach, ReplyTo};
 use super::roster::{ClockView, Seat};
 use super::script::{CEILING_KEY, COUNTERS_KEY, MARKER_KEY, MAX_BATCH};
-use super::{Connection, Heard, Node, Op, Probe, Replies, WireError};
+use super::{Connection, Course, Heard, Node, Op, Probe, Replies, WireError};
 
 /// Room in a mailbox: twice the requests that a proxy has in flight by default, and some.
 const MAILBOX_PLACES: usize = 32_768;
@@ -37,6 +38,9 @@ const BREAKER: u32 = 3;
 
 /// Between probes of a suspended node: one that comes back is used within a second.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
+
+/// The most turns of a call: see [`Course`].
+const MAX_TURNS: u32 = 3;
 
 /// How long a node may be left idle for a larger batch. A timer's tick, a millisecond, comes on top.
 const LINGER: Duration = Duration::from_micros(500);
@@ -567,7 +571,7 @@ impl Link {
     ) -> Result<Replies, WireError> {
         tokio::select! {
             biased;
-            outcome = connection.call(ops) => outcome,
+            outcome = connection.call(ops, Course::OneTurn) => outcome,
             why = closed => Err(WireError::Closed(why)),
             () = self.env.sleep_until(self.env.now() + self.timing.replace) => {
                 Err(WireError::Closed(format!("a call was unanswered for {} ms", self.timing.replace.as_millis()).into()))
@@ -583,7 +587,7 @@ impl Link {
         batch: &[Entry],
         sent_at: Instant,
     ) -> Result<Replies, WireError> {
-        let mut call = connection.call(ops);
+        let mut call = connection.call(ops, self.course(ops));
         let mut deadline = sent_at + self.timing.call;
         let mut stage = Stage::Fresh;
         loop {
@@ -613,6 +617,19 @@ impl Link {
                     }
                 },
             }
+        }
+    }
+
+    /// More turns than one only where there is time for all that there may be, before the call is overdue or the votes are.
+    fn course(&self, ops: &[&Op]) -> Course {
+        let votes_within = ops.iter().filter_map(|op| match op {
+            Op::Acquire { ttl, .. } => Some(votes_within(*ttl)),
+            _ => None,
+        });
+        let time = votes_within.chain([self.timing.call]).min();
+        match (self.known().round_trip, time) {
+            (Some(turn), Some(time)) if MAX_TURNS * turn <= time => Course::Turns,
+            _ => Course::OneTurn,
         }
     }
 
@@ -674,7 +691,10 @@ impl Link {
     fn judge(&self, replies: &Replies, sent_at: Instant) -> Option<Standing> {
         let seat = self.seat.as_ref()?;
         let now = self.env.now();
-        let no_vote = seat.on_batch(&replies.marker, replies.time, sent_at, now).err();
+        let mut no_vote = None;
+        for time in replies.earlier.iter().chain([&replies.time]) {
+            no_vote = seat.on_batch(&replies.marker, *time, sent_at, now).err().or(no_vote);
+        }
         let changed = {
             let mut known = self.known();
             let same = match (&known.no_vote, &no_vote) {

@@ -434,6 +434,31 @@ mod tests {
         assert_eq!(ops(&mailbox.take(9)), [release(3), adoption, release(4), release(5)]);
     }
 
+    /// For these a node has a command of its own.
+    #[test]
+    fn sets_follow_the_releases_unless_more_is_asked_of_their_keys() {
+        let (mailbox, log, now) = (up(99), Arc::new(Log::default()), Instant::now());
+        let at = |key: &str, op: Op| match op {
+            Op::Acquire { value, ttl, bucket, .. } => Op::Acquire { key: key.into(), value, ttl, bucket },
+            Op::Release { value, wake, .. } => Op::Release { key: key.into(), value, wake },
+            other => other,
+        };
+        let inspect = |key: &str| Op::Inspect { key: key.into() };
+        let [one, two, three] = [("a", 1), ("b", 2), ("c", 3)].map(|(key, nonce)| at(key, acquire(nonce)));
+        let counted = Op::Acquire { key: "d".into(), value: value(4), ttl: Ttl::LONGEST, bucket: Some(7) };
+        // Inspected before, released after, nothing, with the quorum counter.
+        let posted = [inspect("a"), counted.clone(), one.clone(), two.clone(), at("b", release(2)), three.clone(), release(9)];
+        for op in posted {
+            mailbox.post(op, log.clone(), now);
+        }
+        let order = [release(9), three.clone(), inspect("a"), counted, one, two, at("b", release(2))];
+        assert_eq!(ops(&mailbox.take(9)), order);
+        for op in [three.clone(), release(9)] {
+            mailbox.post(op, log.clone(), now);
+        }
+        assert_eq!(ops(&mailbox.take(9)), [release(9), three]);
+    }
+
     /// Whoever waits for a lock, with somebody who releases it.
     struct Heir {
         waits: Log,

@@ -28,6 +28,15 @@ pub mod script;
 pub mod talk;
 pub mod tls;
 
+/// How often a call may go to the server and back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Course {
+    /// Once, unless nothing was done: there is no time for more.
+    OneTurn,
+    /// A second time for what the first could not do, and a third for a script that the server does not know: cheaper for all else.
+    Turns,
+}
+
 /// Where connections to one server come from.
 pub trait Node: Send + Sync + 'static {
     /// Opens a new connection, authenticated and with its database selected.
@@ -42,8 +51,8 @@ pub trait Connection: Send + Sync {
     /// Asks the server who it is.
     fn probe(&self) -> BoxFuture<'_, Result<Probe, WireError>>;
 
-    /// Runs operations in one call, in their order. Without time-out: whoever waits has a clock, and a late reply is worth reading.
-    fn call<'a>(&'a self, batch: &'a [&'a Op]) -> BoxFuture<'a, Result<Replies, WireError>>;
+    /// Runs operations in one call, in their order, by this course. Without time-out: whoever waits has a clock, and a late reply is worth reading.
+    fn call<'a>(&'a self, batch: &'a [&'a Op], course: Course) -> BoxFuture<'a, Result<Replies, WireError>>;
 
     /// Ends when the connection does, and says why.
     fn closed(&self) -> BoxFuture<'static, Arc<str>>;
@@ -350,8 +359,10 @@ impl NodeTime {
 /// What one call brought back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replies {
-    /// The node's clock while the batch ran.
+    /// The node's clock while the batch ran, or the last part of it.
     pub time: NodeTime,
+    /// While earlier parts of it ran.
+    pub earlier: Vec<NodeTime>,
     /// What the node kept about itself before the batch ran; empty: nothing.
     pub marker: Arc<str>,
     /// One for each operation, in their order.
@@ -361,7 +372,7 @@ pub struct Replies {
 /// What came with a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heard {
-    /// The node's clock when it ran the operation.
+    /// The node's clock when it had run the operation.
     pub time: NodeTime,
     /// On our clock, before the operation was sent.
     pub sent: Instant,

@@ -25,7 +25,7 @@ use super::address::{Address, Transport};
 use super::resp::{self, Answer, worded};
 use super::script::{Raw, Scripts};
 use super::talk::{Talk, Wire};
-use super::{Connection, Op, Probe, Replies, Settings, WireError};
+use super::{Connection, Course, Op, Probe, Replies, Settings, WireError};
 
 /// Room for what one read brings.
 const READ_BYTES: usize = 16 * 1024;
@@ -150,10 +150,10 @@ impl Connection for Pipe {
         Box::pin(self.ask())
     }
 
-    fn call<'a>(&'a self, batch: &'a [&'a Op]) -> BoxFuture<'a, Result<Replies, WireError>> {
-        Box::pin(async {
+    fn call<'a>(&'a self, batch: &'a [&'a Op], course: Course) -> BoxFuture<'a, Result<Replies, WireError>> {
+        Box::pin(async move {
             let _turn = self.turn.lock().await;
-            self.talk.call(self, batch).await
+            self.talk.call(self, batch, course).await
         })
     }
 
@@ -392,7 +392,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        let (replies, ()) = tokio::join!(pipe.call(&[]), answering);
+        let (replies, ()) = tokio::join!(pipe.call(&[], Course::OneTurn), answering);
         assert_eq!(replies.unwrap().time.micros, 7_000_008);
     }
 
@@ -402,14 +402,14 @@ mod tests {
         let closed = pipe.closed();
         drop(peer);
         assert!(!closed.await.is_empty());
-        assert!(matches!(pipe.call(&[]).await, Err(WireError::Closed(_))));
+        assert!(matches!(pipe.call(&[], Course::OneTurn).await, Err(WireError::Closed(_))));
 
         let (pipe, mut peer) = connected().await;
         let hanging_up = async {
             asked(&mut peer).await;
             drop(peer);
         };
-        let (replies, ()) = tokio::join!(pipe.call(&[]), hanging_up);
+        let (replies, ()) = tokio::join!(pipe.call(&[], Course::OneTurn), hanging_up);
         assert!(matches!(replies, Err(WireError::Closed(_))), "{replies:?}");
     }
 
@@ -427,9 +427,9 @@ mod tests {
             asked(&mut peer).await;
             peer.write_all(&[EMPTY, EMPTY].concat()).await.unwrap();
         };
-        let (replies, ()) = tokio::join!(pipe.call(&[]), answering);
+        let (replies, ()) = tokio::join!(pipe.call(&[], Course::OneTurn), answering);
         assert!(replies.is_ok() || matches!(replies, Err(WireError::Closed(_))));
-        let mut next = pipe.call(&[]);
+        let mut next = pipe.call(&[], Course::OneTurn);
         tokio::select! {
             biased;
             outcome = &mut next => assert!(matches!(&outcome, Err(WireError::Closed(_))), "{outcome:?}"),
@@ -471,7 +471,7 @@ mod tests {
             asked(&mut peer).await;
             peer.write_all(b"HTTP/1.1 400 Bad Request\r\n").await.unwrap();
         };
-        let (replies, ()) = tokio::join!(pipe.call(&[]), answering);
+        let (replies, ()) = tokio::join!(pipe.call(&[], Course::OneTurn), answering);
         assert!(matches!(&replies, Err(WireError::Closed(why)) if why.contains("RESP2")), "{replies:?}");
     }
 
@@ -481,11 +481,11 @@ mod tests {
         let (pipe, mut peer) = connected().await;
         tokio::select! {
             biased;
-            _ = pipe.call(&[]) => panic!("nobody has answered"),
+            _ = pipe.call(&[], Course::OneTurn) => panic!("nobody has answered"),
             () = asked(&mut peer) => {}
         }
         peer.write_all(EMPTY).await.unwrap();
-        let next = pipe.call(&[]).await;
+        let next = pipe.call(&[], Course::OneTurn).await;
         assert!(matches!(&next, Err(WireError::Closed(why)) if why.contains("given up")), "{next:?}");
         assert!(pipe.closed().await.contains("given up"));
     }

@@ -112,6 +112,8 @@ pub enum Arg<'a> {
     Text(&'a str),
     /// A number.
     Number(u64),
+    /// The name of the channel for those who wait for a lock.
+    Channel(u8),
 }
 
 /// The arguments of the batch script: the `run_id` that the connection was probed with, then for each run of operations of one kind
@@ -271,7 +273,7 @@ pub fn decode(asked: &[Asked<'_>], reply: Vec<Raw>) -> Result<Replies, Arc<str>>
         return Err(format!("{} replies to {} operations", entries.len(), asked.len()).into());
     }
     let replies = asked.iter().zip(entries).map(|(asked, raw)| entry(asked.op(), raw)).collect();
-    Ok(Replies { time, marker: String::from_utf8_lossy(&marker).into(), replies })
+    Ok(Replies { time, earlier: Vec::new(), marker: String::from_utf8_lossy(&marker).into(), replies })
 }
 
 /// What `TIME` says.
@@ -292,7 +294,7 @@ pub fn encode_free<'a>(releases: &[&'a Op], channels: bool) -> Vec<Arg<'a>> {
         }
     }
     if channels {
-        args.extend(releases.iter().map(|op| Arg::Number(channel_number("", op.key()).into())));
+        args.extend(releases[silent..].iter().map(|op| Arg::Channel(channel_number("", op.key()))));
     }
     args
 }
@@ -496,8 +498,8 @@ mod tests {
         let args = encode_free(&releases, true);
         let value = LockValue::new(7, None, None);
         let value = || Arg::Text(value.as_str());
-        let channel = || Arg::Number(channel_number("", "a").into());
-        assert_eq!(args, [Arg::Text("me"), Arg::Number(1), value(), value(), channel(), channel()]);
+        let channel = Arg::Channel(channel_number("", "a"));
+        assert_eq!(args, [Arg::Text("me"), Arg::Number(1), value(), value(), channel]);
         assert_eq!(encode_free(&[&silent], false), [Arg::Text(""), Arg::Number(1), value()]);
         let heard = |heard| Reply::Released { heard };
         let list = |of: [i64; 2]| Raw::List(of.map(Raw::Integer).to_vec());

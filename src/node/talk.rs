@@ -12,7 +12,9 @@
 //! may be a retry that replaces an earlier attempt, or has to say who holds the lock; somebody may have begun to watch since the last
 //! call; a script may be unknown to the server.
 //!
-//! While somebody watches, grants are left to the script, which tells of them in the order in which things happen.
+//! All of a batch waits for its second turn. So acquires are left to the script, which does all in one, where there is no time for
+//! more ([`Course`]) and after a call in which one was refused: there will be more of these. And while somebody watches, for the
+//! script tells of grants in the order in which things happen.
 
 use std::future::Future;
 use std::ops::Range;
@@ -25,7 +27,7 @@ use crate::engine::reply::Reply;
 
 use super::resp::{self, Answer};
 use super::script::{self, Arg, Asked, MARKER_KEY, Raw, Script, Scripts, server_error};
-use super::{NodeTime, Op, Replies, WAITERS, WATCHERS, WireError};
+use super::{Channel, Course, NodeTime, Op, Replies, WAITERS, WATCHERS, WireError};
 
 /// What commands go over.
 pub trait Wire: Sync {
@@ -47,12 +49,18 @@ pub struct Talk {
     watched: AtomicBool,
     /// Of releases.
     awaited: AtomicBool,
+    /// Whether an acquire was refused in the last call that had any.
+    refused: AtomicBool,
+    /// Whether the server is known to know the script that frees keys. It is sent as text until then: what stands behind the
+    /// releases must not find the keys held because their script was not known.
+    knows_free: AtomicBool,
 }
 
 impl Talk {
     /// At the beginning of a connection.
     pub fn new(scripts: Arc<Scripts>) -> Self {
-        Self { scripts, run_id: OnceLock::new(), watched: AtomicBool::new(false), awaited: AtomicBool::new(false) }
+        let [watched, awaited, refused, knows_free] = std::array::from_fn(|_| AtomicBool::new(false));
+        Self { scripts, run_id: OnceLock::new(), watched, awaited, refused, knows_free }
     }
 
     /// A connection has one process at its other end: what it was at first it stays.
@@ -61,8 +69,9 @@ impl Talk {
     }
 
     /// Carries out a batch. `Err` if nothing is known of any of its operations.
-    pub async fn call(&self, wire: &impl Wire, batch: &[&Op]) -> Result<Replies, WireError> {
-        let mut call = Call { talk: self, batch, replies: vec![None; batch.len()], look: None, turn: self.first_turn(batch) };
+    pub async fn call(&self, wire: &impl Wire, batch: &[&Op], course: Course) -> Result<Replies, WireError> {
+        let (replies, turn) = (vec![None; batch.len()], self.first_turn(batch, course));
+        let mut call = Call { talk: self, batch, replies, look: None, earlier: Vec::new(), turn };
         while let commands @ 1.. = call.turn.commands() {
             let answers = wire.exchange(commands, |out| call.write(out)).await?;
             call.take(answers)?;
@@ -70,23 +79,25 @@ impl Talk {
         call.end()
     }
 
-    fn first_turn(&self, batch: &[&Op]) -> Turn {
+    fn first_turn(&self, batch: &[&Op], course: Course) -> Turn {
         let releases = batch.iter().take_while(|op| op.is_release()).count();
         let told = batch[..releases].iter().find_map(|op| script::sender(op));
         // One proxy has one name.
         let releases = batch[..releases].iter().take_while(|op| script::sender(op).is_none_or(|who| Some(who) == told)).count();
         let watched = self.watched.load(Ordering::Relaxed);
+        let quiet = course == Course::Turns && !watched && !self.refused.load(Ordering::Relaxed);
+        // A change of the marker has to be judged by the marker before it.
         let marked = batch.iter().any(|op| matches!(op, Op::Marker { .. }));
         let rest: FxHashSet<&str> = batch[releases..].iter().filter(|op| !is_plain_set(op)).map(|op| &**op.key()).collect();
         // One that is refused is asked for again behind all that stands in the batch: nothing of that may be about its key.
-        let alone = |op: &&&Op| !watched && !marked && is_plain_set(op) && !rest.contains(&**op.key());
+        let alone = |op: &&&Op| quiet && !marked && is_plain_set(op) && !rest.contains(&**op.key());
         let sets = releases..releases + batch[releases..].iter().take_while(alone).count();
         // Those that nobody waits for come first.
         let (silent, told) = (0..releases).partition::<Vec<_>, _>(|at| script::sender(batch[*at]).is_none());
-        let free = (releases > 0).then(|| ([silent, told].concat(), By::Hash));
+        let by = if self.knows_free.load(Ordering::Relaxed) { By::Hash } else { By::Text };
+        let free = if releases > 0 { vec![([silent, told].concat(), by)] } else { Vec::new() };
         let rest: Vec<Step> = (sets.end..batch.len()).map(Step::Run).collect();
-        // A change of the marker has to be judged by the marker before it.
-        let look = !marked && (watched || !sets.is_empty() || (free.is_some() && rest.is_empty()));
+        let look = !batch.is_empty() && !marked && (watched || !sets.is_empty() || rest.is_empty());
         Turn { free, script: (!rest.is_empty() || !look).then_some((rest, By::Hash)), sets, look }
     }
 }
@@ -115,7 +126,7 @@ enum Step {
 /// What is sent at once, by the operations' places in the batch.
 #[derive(Debug, Default)]
 struct Turn {
-    free: Option<(Vec<usize>, By)>,
+    free: Vec<(Vec<usize>, By)>,
     sets: Range<usize>,
     script: Option<(Vec<Step>, By)>,
     /// The marker, the time, who listens.
@@ -128,7 +139,7 @@ const LOOK: usize = 3;
 impl Turn {
     fn commands(&self) -> usize {
         let look = if self.look { LOOK } else { 0 };
-        usize::from(self.free.is_some()) + self.sets.len() + usize::from(self.script.is_some()) + look
+        self.free.len() + self.sets.len() + usize::from(self.script.is_some()) + look
     }
 }
 
@@ -139,12 +150,14 @@ struct Call<'a> {
     replies: Vec<Option<Reply>>,
     /// The marker, and when it was last seen.
     look: Option<(Arc<str>, NodeTime)>,
+    /// The times before that.
+    earlier: Vec<NodeTime>,
     turn: Turn,
 }
 
 impl<'a> Call<'a> {
     fn write(&self, out: &mut Vec<u8>) {
-        if let Some((places, by)) = &self.turn.free {
+        for (places, by) in &self.turn.free {
             let releases = self.ops(places);
             let args = script::encode_free(&releases, self.talk.awaited.load(Ordering::Relaxed));
             write_script(out, &self.talk.scripts.free, *by, releases.iter().map(|op| &**op.key()), &args);
@@ -182,7 +195,7 @@ impl<'a> Call<'a> {
         let mut answers = answers.into_iter();
         let mut next = || answers.next().unwrap_or_else(|| Err("no answer".into()));
         let mut again = Vec::new();
-        if let Some((places, by)) = turn.free {
+        for (places, by) in turn.free {
             again.extend(self.take_freed(places, by, next())?);
         }
         again.extend(turn.sets.clone().filter_map(|place| self.take_set(place, next())));
@@ -207,12 +220,22 @@ impl<'a> Call<'a> {
     fn take_freed(&mut self, places: Vec<usize>, by: By, answer: Answer) -> Result<Vec<Step>, WireError> {
         match answer {
             Ok(raw) => {
+                self.talk.knows_free.store(true, Ordering::Relaxed);
                 let replies = script::decode_free(&self.ops(&places), raw).map_err(WireError::Server)?;
                 places.into_iter().zip(replies).for_each(|(place, reply)| self.replies[place] = Some(reply));
                 Ok(Vec::new())
             }
             Err(error) if is_unknown(&error, by) => {
-                self.turn.free = Some((places, By::Text));
+                self.talk.knows_free.store(false, Ordering::Relaxed);
+                self.turn.free.push((places, By::Text));
+                Ok(Vec::new())
+            }
+            // Keys are looked at before a script runs: one that this user may not touch spoils no other.
+            Err(error) if error.starts_with("NOPERM") => {
+                match places[..] {
+                    [place] => self.replies[place] = Some(server_error(error.to_string())),
+                    _ => self.turn.free.extend(places.into_iter().map(|place| (vec![place], by))),
+                }
                 Ok(Vec::new())
             }
             Err(error) if error.starts_with("UNCHANGED ") => Ok(places.into_iter().map(Step::Run).collect()),
@@ -235,7 +258,7 @@ impl<'a> Call<'a> {
     fn take_script(&mut self, steps: Vec<Step>, by: By, answer: Answer) -> Result<Vec<Step>, WireError> {
         match answer {
             Ok(Raw::List(entries)) => {
-                let Replies { time, marker, replies } =
+                let Replies { time, marker, replies, .. } =
                     script::decode(&self.asked(&steps), entries).map_err(WireError::Server)?;
                 for (step, reply) in steps.into_iter().zip(replies) {
                     if let Step::Run(place) = step {
@@ -287,15 +310,19 @@ impl<'a> Call<'a> {
         if self.look.as_ref().is_some_and(|(seen, _)| *seen != marker) {
             return Err(WireError::Server("the node's marker changed during the call".into()));
         }
-        // The last time counts: a clock that was set during the call is seen.
-        self.look = Some((marker, time));
+        self.earlier.extend(self.look.replace((marker, time)).map(|(_, earlier)| earlier));
         Ok(())
     }
 
     fn end(self) -> Result<Replies, WireError> {
         let replies = self.replies.into_iter().collect::<Option<Vec<Reply>>>();
+        let mut acquires = self.batch.iter().zip(replies.iter().flatten()).filter(|(op, _)| is_plain_set(op)).peekable();
+        if acquires.peek().is_some() {
+            let refused = acquires.any(|(_, reply)| matches!(reply, Reply::Other(_)));
+            self.talk.refused.store(refused, Ordering::Relaxed);
+        }
         match (self.look, replies) {
-            (Some((marker, time)), Some(replies)) => Ok(Replies { time, marker, replies }),
+            (Some((marker, time)), Some(replies)) => Ok(Replies { time, earlier: self.earlier, marker, replies }),
             _ => Err(WireError::Server("not all operations of a call were answered".into())),
         }
     }
@@ -335,6 +362,7 @@ fn write_script<'k>(out: &mut Vec<u8>, script: &Script, by: By, keys: impl Itera
         match arg {
             Arg::Text(text) => resp::write_word(out, text.as_bytes()),
             Arg::Number(number) => resp::write_number(out, *number),
+            Arg::Channel(number) => resp::write_word(out, Channel::Wake(*number).to_string().as_bytes()),
         }
     }
 }
@@ -390,14 +418,20 @@ mod tests {
 
     fn talk() -> Talk {
         let name = |text: &str| if text.contains("UNCHANGED") { "free" } else { "batch" }.to_owned();
-        Talk::new(Arc::new(Scripts::hashed_by(name)))
+        let talk = Talk::new(Arc::new(Scripts::hashed_by(name)));
+        talk.knows_free.store(true, Ordering::Relaxed);
+        talk
     }
 
     /// What became of a batch, and what was sent in each turn.
     fn call(talk: &Talk, batch: &[Op], turns: &[&'static str]) -> (Result<Replies, WireError>, Vec<String>) {
+        call_in(Course::Turns, talk, batch, turns)
+    }
+
+    fn call_in(course: Course, talk: &Talk, batch: &[Op], turns: &[&'static str]) -> (Result<Replies, WireError>, Vec<String>) {
         let wire = Told(Mutex::new((turns.iter().copied().collect(), Vec::new())));
         let batch: Vec<&Op> = batch.iter().collect();
-        let outcome = talk.call(&wire, &batch).now_or_never().expect("it does not wait");
+        let outcome = talk.call(&wire, &batch, course).now_or_never().expect("it does not wait");
         let (left, sent) = wire.0.into_inner().unwrap();
         assert!(left.is_empty(), "not asked for: {left:?}; sent: {sent:?}");
         (outcome, sent)
@@ -484,12 +518,30 @@ mod tests {
         let turns = [turn(&["+OK\r\n$-1\r\n-OOM no\r\n", LOOK]), turn(&[&script("m", &[other])])];
         let (replies, sent) = call(&talk(), &all, &turns);
         assert_eq!(sent, ["SET SET SET GET TIME PUBSUB", "batch:A"]);
-        let Replies { time, replies, .. } = replies.unwrap();
-        assert_eq!(time.micros, 9_000_000, "a clock that was set meanwhile is seen");
+        let Replies { time, earlier, replies, .. } = replies.unwrap();
+        let times = [time, earlier[0]].map(|time| time.micros);
+        assert_eq!((times, earlier.len()), ([9_000_000, 7_000_000], 1), "a clock that was set meanwhile is seen");
         assert_eq!(replies[0], Reply::Yes);
         assert_eq!(replies[1], Reply::Other(Stored { value: Some(b"v".as_slice().into()), left_ms: Some(5) }));
         let Reply::Unknown(why) = &replies[2] else { panic!("an error is no refusal: {:?}", replies[2]) };
         assert_eq!((&why.kind, why.may_have_landed), (&WhyKind::ServerError("OOM no".into()), true));
+    }
+
+    /// Most of a second turn would be for refusals, and the whole batch waits for it.
+    #[test]
+    fn after_a_refusal_and_where_there_is_no_time_acquires_go_through_the_script() {
+        let talk = talk();
+        let other = "*2\r\n$1\r\nv\r\n:5\r\n";
+        let sent = |batch: &[Op], turns: &[&'static str]| call(&talk, batch, turns).1;
+        sent(&[acquire("a")], &[turn(&["$-1\r\n", LOOK]), turn(&[&script("m", &[other])])]);
+        assert_eq!(sent(&[acquire("a")], &[turn(&[&script("m", &[other])])]), ["batch:A"]);
+        let turns = [turn(&[":1\r\n", LOOK])];
+        assert_eq!(sent(&[release("b")], &turns), ["free: GET TIME PUBSUB"]);
+        assert_eq!(sent(&[acquire("a")], &[turn(&[&script("m", &[":1\r\n"])])]), ["batch:A"]);
+        assert_eq!(sent(&[acquire("a")], &[turn(&["+OK\r\n", LOOK])]), ["SET GET TIME PUBSUB"], "none was refused");
+        let turns = [turn(&[":1\r\n", &script("m", &[":1\r\n"])])];
+        let (_, sent) = call_in(Course::OneTurn, &talk, &[release("b"), acquire("a")], &turns);
+        assert_eq!(sent, ["free: batch:A"]);
     }
 
     /// It was emptied between the two: the first votes would not be there any more.
@@ -513,8 +565,10 @@ mod tests {
         let turns = [turn(&[":1\r\n", &script("m", &[":1\r\n"]), &look(0)])];
         let (_, sent) = call(&talk, &[release("a"), acquire("a")], &turns);
         assert_eq!(sent, ["free: batch:A GET TIME PUBSUB"]);
-        let (_, sent) = call(&talk, &[acquire("a")], &[turn(&["+OK\r\n", LOOK])]);
-        assert_eq!(sent, ["SET GET TIME PUBSUB"], "nobody watches any more");
+        let (_, sent) = call(&talk, &[acquire("a")], &[turn(&["+OK\r\n", &look(1)]), turn(&[&script("m", &[":1\r\n"])])]);
+        assert_eq!(sent, ["SET GET TIME PUBSUB", "batch:E"], "nobody watched any more");
+        let (_, sent) = call(&talk, &[], &[turn(&[&script("m", &[])])]);
+        assert_eq!(sent, ["batch:"], "it shows that scripts are run");
     }
 
     #[test]
@@ -525,12 +579,17 @@ mod tests {
         let (replies, sent) = call(&talk(), &all, &turns);
         assert_eq!(sent, ["free: SET batch:I GET TIME PUBSUB", "text: text:AI"]);
         assert_eq!(replies.unwrap().replies, [Reply::Yes, Reply::Yes, Reply::Absent]);
+        let talk = Talk::new(talk().scripts);
+        let sent = |reply: &str| call(&talk, &[release("a")], &[turn(&[reply, LOOK])]).1;
+        assert_eq!(sent("-ERR killed\r\n"), ["text: GET TIME PUBSUB"], "nothing shows yet that it is known");
+        assert_eq!(sent(":1\r\n"), ["text: GET TIME PUBSUB"]);
+        assert_eq!(sent(":1\r\n"), ["free: GET TIME PUBSUB"]);
         let turns = [turn(&["$-1\r\n", LOOK]), "-NOSCRIPT no\r\n", turn(&[&script("m", &[":1\r\n"])])];
-        let (_, sent) = call(&talk(), &[acquire("b")], &turns);
+        let (_, sent) = call(&talk, &[acquire("b")], &turns);
         assert_eq!(sent, ["SET GET TIME PUBSUB", "batch:A", "text:A"]);
-        let (replies, sent) = call(&talk(), &[], &["-NOSCRIPT no\r\n", turn(&[&script("m", &[])])]);
+        let (replies, sent) = call(&talk, &[], &["-NOSCRIPT no\r\n", turn(&[&script("m", &[])])]);
         assert!(replies.is_ok() && sent == ["batch:", "text:"], "{sent:?}");
-        let (replies, _) = call(&talk(), &[], &["-NOSCRIPT no\r\n", "-NOSCRIPT no\r\n"]);
+        let (replies, _) = call(&talk, &[], &["-NOSCRIPT no\r\n", "-NOSCRIPT no\r\n"]);
         assert!(matches!(replies, Err(WireError::Server(_))), "{replies:?}");
     }
 
@@ -540,6 +599,10 @@ mod tests {
         let (replies, sent) = call(&talk(), &[release("a"), release("b")], &turns);
         assert_eq!(sent, ["free: GET TIME PUBSUB", "batch:R"]);
         assert!(matches!(&replies.unwrap().replies[..], [Reply::Unknown(_), Reply::Yes]));
+        let turns = [turn(&["-NOPERM key\r\n", "+OK\r\n", LOOK]), ":1\r\n-NOPERM key\r\n"];
+        let (replies, sent) = call(&talk(), &[release("a"), release("b"), acquire("c")], &turns);
+        assert_eq!(sent, ["free: SET GET TIME PUBSUB", "free: free:"]);
+        assert!(matches!(&replies.unwrap().replies[..], [Reply::Yes, Reply::Unknown(_), Reply::Yes]));
         for (answer, what) in [("-ERR killed\r\n", "ERR killed"), (":7\r\n", "unknown"), ("-NOAUTH\r\n", "auth: ")] {
             let (replies, _) = call(&talk(), &[release("a")], &[turn(&[answer, LOOK])]);
             assert!(matches!(&replies, Err(WireError::Server(said)) if said.contains(what)), "{replies:?}");

@@ -28,7 +28,7 @@ use redlockd::node::env::{Env, SystemEnv};
 use redlockd::node::link::{Link, Observer, Timing};
 use redlockd::node::roster::Roster;
 use redlockd::node::talk::Talk;
-use redlockd::node::{Channel, Connection, Listener, Node, NodeTime, Op, Probe, Replies, WireError, channel_number};
+use redlockd::node::{Channel, Connection, Course, Listener, Node, NodeTime, Op, Probe, Replies, WireError, channel_number};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
@@ -120,14 +120,14 @@ impl Connection for Line {
         Box::pin(async { Ok(probe) })
     }
 
-    fn call<'a>(&'a self, batch: &'a [&'a Op]) -> BoxFuture<'a, Result<Replies, WireError>> {
+    fn call<'a>(&'a self, batch: &'a [&'a Op], course: Course) -> BoxFuture<'a, Result<Replies, WireError>> {
         let (outcome, delay) = self.node.with(|state| {
             if batch.iter().any(|op| matches!(op, Op::Tokens { .. })) {
                 state.asked_for_tokens_at.push(Instant::now());
             }
             state.scans += batch.iter().filter(|op| matches!(op, Op::Scan { .. })).count();
             state.sets += batch.iter().filter(|op| matches!(op, Op::Acquire { .. })).count();
-            (state.server.call(NODES_NOW, &self.talk, batch), state.delay)
+            (state.server.call(NODES_NOW, &self.talk, batch, course), state.delay)
         });
         Box::pin(async move {
             sleep(delay).await;

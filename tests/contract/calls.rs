@@ -89,7 +89,7 @@ async fn calls_on_one_connection_take_effect_in_the_order_in_which_they_were_mad
         let batches: Vec<[Op; 1]> =
             (1..=200).flat_map(|n| [[acquire("a", &value(n), LONG)], [release("a", &value(n))]]).collect();
         let batches: Vec<[&Op; 1]> = batches.iter().map(|[op]| [op]).collect();
-        let calls = batches.iter().map(|batch| node.connection.call(batch));
+        let calls = batches.iter().map(|batch| node.connection.call(batch, Course::Turns));
         for (number, answer) in join_all(calls).await.into_iter().enumerate() {
             assert_eq!(answer.unwrap().replies, [Reply::Yes], "call {number}");
         }
@@ -228,14 +228,23 @@ async fn a_server_that_does_not_know_the_scripts_is_sent_them() {
 async fn a_refused_acquire_says_who_holds_the_lock_and_a_retry_replaces_its_earlier_attempt() {
     on_every_node(async |node| {
         let (first, second, other) = (of_request(7, 1, 1), of_request(7, 2, 2), value(3));
-        let replies = node.call(&[acquire("a", &first, LONG), acquire("b", &other, ttl(HALF))]).await.replies;
-        assert_eq!(replies, [Reply::Yes, Reply::Yes]);
         let batch =
             [acquire("a", &second, LONG), acquire("b", &second, LONG), acquire("c", &second, LONG), acquire("a", &first, LONG)];
-        let replies = node.call(&batch).await.replies;
-        assert_eq!([&replies[0], &replies[2]], [&Reply::Yes, &Reply::Yes]);
-        is_other(&replies[1], Some(other.as_str().as_bytes()), Some(HALF));
-        is_other(&replies[3], Some(second.as_str().as_bytes()), Some(LONG_MS));
+        for course in [Course::Turns, Course::OneTurn] {
+            node.course = course;
+            let replies = node.call(&[acquire("a", &first, LONG), acquire("b", &other, ttl(HALF))]).await.replies;
+            assert_eq!(replies, [Reply::Yes, Reply::Yes]);
+            // Through the script after the first refusal.
+            for _ in 0..2 {
+                let replies = node.call(&batch).await.replies;
+                assert_eq!([&replies[0], &replies[2]], [&Reply::Yes, &Reply::Yes]);
+                is_other(&replies[1], Some(other.as_str().as_bytes()), Some(HALF));
+                is_other(&replies[3], Some(second.as_str().as_bytes()), Some(LONG_MS));
+                node.call(&[release("a", &second), release("c", &second), acquire("a", &first, LONG)]).await;
+            }
+            let replies = node.call(&[release("a", &first), release("b", &other)]).await.replies;
+            assert_eq!(replies, [Reply::Yes, Reply::Yes]);
+        }
     })
     .await;
 }

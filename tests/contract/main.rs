@@ -22,7 +22,7 @@ mod watching;
 
 use redlockd::engine::lease::{LockValue, Owner, RequestKey, Ttl};
 use redlockd::engine::reply::{Reply, Stored};
-use redlockd::node::{NodeTime, Op, WakeUp};
+use redlockd::node::{Course, NodeTime, Op, WakeUp};
 use subject::Subject;
 
 /// Runs the body of a test on the simulated node, then on each of the real servers.

@@ -3,7 +3,7 @@
 use redlockd::engine::lease::{LockValue, RequestKey, Ttl};
 use redlockd::engine::reply::Reply;
 use redlockd::node::talk::Talk;
-use redlockd::node::{NodeTime, Op};
+use redlockd::node::{Course, NodeTime, Op};
 
 use crate::memory::{Change, Server, scripts};
 
@@ -23,7 +23,7 @@ fn acquire(attempt: u32) -> Op {
 }
 
 fn call(server: &mut Server, now: NodeTime, op: Op) -> Reply {
-    server.call(now, &Talk::new(scripts()), &[&op]).unwrap().replies.remove(0)
+    server.call(now, &Talk::new(scripts()), &[&op], Course::Turns).unwrap().replies.remove(0)
 }
 
 #[test]

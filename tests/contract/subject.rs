@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use redlockd::engine::reply::Reply;
 use redlockd::node::script::Raw;
 use redlockd::node::talk::Talk;
-use redlockd::node::{Channel, Connection, Listener, Node, NodeTime, Op, Probe, Replies, WireError};
+use redlockd::node::{Channel, Connection, Course, Listener, Node, NodeTime, Op, Probe, Replies, WireError};
 use tokio::sync::mpsc;
 
 use crate::memory::{self, Published, Server};
@@ -49,6 +49,7 @@ pub struct Subject {
     pub backstage: Box<dyn Backstage>,
     pub run_id: Arc<str>,
     pub connection: Box<dyn Connection>,
+    pub course: Course,
     node: Box<dyn Node>,
 }
 
@@ -65,12 +66,12 @@ impl Subject {
 
     async fn of(node: Box<dyn Node>, backstage: Box<dyn Backstage>) -> Self {
         let (connection, run_id) = connect(&*node).await;
-        Self { backstage, connection, run_id, node }
+        Self { backstage, connection, course: Course::Turns, run_id, node }
     }
 
     /// Runs operations in one call.
     pub async fn call(&self, batch: &[Op]) -> Replies {
-        self.connection.call(&batch.iter().collect::<Vec<_>>()).await.unwrap()
+        self.connection.call(&batch.iter().collect::<Vec<_>>(), self.course).await.unwrap()
     }
 
     /// Runs one operation.
@@ -194,10 +195,11 @@ impl Connection for SimulatedConnection {
         Box::pin(async { Ok(probe) })
     }
 
-    fn call<'a>(&'a self, batch: &'a [&'a Op]) -> BoxFuture<'a, Result<Replies, WireError>> {
+    fn call<'a>(&'a self, batch: &'a [&'a Op], course: Course) -> BoxFuture<'a, Result<Replies, WireError>> {
         Box::pin(async move {
-            let call =
-                |server: &mut Server, now: &mut NodeTime| (server.call(*now, &self.talk, batch), server.take_published());
+            let call = |server: &mut Server, now: &mut NodeTime| {
+                (server.call(*now, &self.talk, batch, course), server.take_published())
+            };
             let (outcome, published) = self.node.with(call);
             let ears = self.node.ears.lock().unwrap();
             for Published { message, to } in published {

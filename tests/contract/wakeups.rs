@@ -116,6 +116,27 @@ async fn who_listens_learns_of_the_end_of_the_server() {
 }
 
 #[tokio::test]
+async fn of_what_was_no_lease_nobody_is_told() {
+    on_every_node(async |node| {
+        let mut ear = node.listen().await;
+        ear.subscribe(&[Channel::Wake(7), Channel::Wake(8), Channel::Waiters]).await.unwrap();
+        // The first time nobody is known to wait; then somebody is.
+        for _ in 0..3 {
+            for channel in [6, 7, 8, 9] {
+                node.one(acquire(&key_on(channel), &value(1), LONG)).await;
+            }
+            let releases =
+                [tell(&value(1), 9), release(&key_on(8), &value(1)), tell(&value(1), 7), release(&key_on(6), &value(1))];
+            let replies = node.call(&releases).await.replies;
+            assert_eq!(replies, [heard(0), Reply::Yes, heard(1), Reply::Yes]);
+            // What comes first was sent last: there was nothing in between.
+            assert_eq!(told(&next(&mut *ear).await), ("me", &*key_on(7)));
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn each_release_of_a_run_answers_and_is_told_for_itself() {
     on_every_node(async |node| {
         for (channel, owner) in [(1, 1), (2, 9), (4, 1)] {

@@ -20,7 +20,7 @@ use redlockd::node::link::{Link, Observer, STALL_GRACE, Timing};
 use redlockd::node::mailbox::{Mailbox, Reach, ReplyTo};
 use redlockd::node::roster::{Roster, Seat};
 use redlockd::node::script::MAX_BATCH;
-use redlockd::node::{Connection, Heard, Listener, Node, NodeTime, Op, Probe, Replies, Settings, WakeUp, WireError};
+use redlockd::node::{Connection, Course, Heard, Listener, Node, NodeTime, Op, Probe, Replies, Settings, WakeUp, WireError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, advance, sleep};
 
@@ -35,6 +35,7 @@ struct Call {
     /// The number of its connection, from 1.
     connection: usize,
     ops: Vec<Op>,
+    course: Course,
     answer: oneshot::Sender<Result<Replies, WireError>>,
 }
 
@@ -51,7 +52,7 @@ impl Call {
     /// The same, from a node with that marker.
     fn answer_marked(self, marker: &str, replies: Vec<Reply>) {
         assert_eq!(replies.len(), self.ops.len());
-        self.end(Ok(Replies { time: NodeTime { micros: 42 }, marker: marker.into(), replies }));
+        self.end(Ok(Replies { time: NodeTime { micros: 42 }, earlier: Vec::new(), marker: marker.into(), replies }));
     }
 
     fn end(self, outcome: Result<Replies, WireError>) {
@@ -144,10 +145,10 @@ impl Connection for Wire {
         Box::pin(async move { Ok(probe.unwrap()) })
     }
 
-    fn call<'a>(&'a self, batch: &'a [&'a Op]) -> BoxFuture<'a, Result<Replies, WireError>> {
+    fn call<'a>(&'a self, batch: &'a [&'a Op], course: Course) -> BoxFuture<'a, Result<Replies, WireError>> {
         let (answer, answered) = oneshot::channel();
         let ops = batch.iter().map(|op| (*op).clone()).collect();
-        self.server.0.calls.send(Call { connection: self.number, ops, answer }).unwrap();
+        self.server.0.calls.send(Call { connection: self.number, ops, course, answer }).unwrap();
         Box::pin(async move {
             match answered.await {
                 Ok(outcome) => outcome,
@@ -480,6 +481,36 @@ async fn releases_are_sent_until_they_are_answered() {
     settle().await;
     assert!(callers.iter().all(|caller| caller.replies().last() == Some(&Reply::Yes)));
     assert!(scene.link.is_idle());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_takes_more_turns_only_where_there_is_time_for_all_of_them() {
+    let mut scene = Scene::up().await;
+    let ms = Duration::from_millis;
+    let short = |number| match set(number) {
+        Op::Acquire { key, value, bucket, .. } => {
+            Op::Acquire { key, value, bucket, ttl: Ttl::from_millis(50, Ttl::LONGEST).unwrap() }
+        }
+        _ => unreachable!(),
+    };
+    // What is asked for, how long it takes, and how it is to be carried out.
+    let calls = [
+        (set(1), CALL / 3 + ms(1), Course::OneTurn),
+        (release(1), CALL / 4, Course::OneTurn),
+        (set(2), ms(2), Course::Turns),
+        (short(3), ms(2), Course::OneTurn),
+        (set(4), ms(1), Course::Turns),
+        (short(5), ms(1), Course::Turns),
+        (release(6), ms(0), Course::Turns),
+    ];
+    for (op, takes, course) in calls {
+        scene.post(op.clone());
+        let call = scene.call().await;
+        assert_eq!(call.course, course, "{op:?}");
+        sleep(takes).await;
+        call.all_yes();
+        settle().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -240,13 +240,8 @@ impl Data {
         Ok(heard)
     }
 
-    /// `NUMSUB` and `CHANNELS` only.
+    /// `NUMSUB` only.
     fn pubsub(&mut self, words: &[Vec<u8>]) -> Outcome {
-        if words[0].eq_ignore_ascii_case(b"CHANNELS") {
-            let channels: BTreeSet<&String> = self.subscribers.values().flatten().collect();
-            let channels = channels.into_iter().map(|channel| channel.clone().into_bytes());
-            return Ok(Answer::Array(channels.filter(|channel| glob::matches(&words[1], channel)).collect()));
-        }
         if !words[0].eq_ignore_ascii_case(b"NUMSUB") {
             return Err("ERR unknown subcommand".to_owned());
         }

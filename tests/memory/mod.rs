@@ -16,7 +16,7 @@ use futures::FutureExt as _;
 use redlockd::node::resp::{self, Answer};
 use redlockd::node::script::{Raw, Scripts};
 use redlockd::node::talk::{Talk, Wire};
-use redlockd::node::{Channel, NodeTime, Op, Probe, Replies, Settings, WireError};
+use redlockd::node::{Channel, Course, NodeTime, Op, Probe, Replies, Settings, WireError};
 
 pub use data::{Change, Published};
 use data::{Content, Data, Entry, Keys};
@@ -74,8 +74,8 @@ impl Server {
     }
 
     /// Runs one call at once.
-    pub fn call(&mut self, now: NodeTime, talk: &Talk, batch: &[&Op]) -> Result<Replies, WireError> {
-        talk.call(&AtHand(Mutex::new((self, now))), batch).now_or_never().expect("all is answered at once")
+    pub fn call(&mut self, now: NodeTime, talk: &Talk, batch: &[&Op], course: Course) -> Result<Replies, WireError> {
+        talk.call(&AtHand(Mutex::new((self, now))), batch, course).now_or_never().expect("all is answered at once")
     }
 
     fn command(&mut self, words: &[Vec<u8>]) -> Answer {

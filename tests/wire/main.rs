@@ -11,7 +11,7 @@ use redlockd::proto::{NodeState, ReleaseOutcome, WatchEventKind};
 use support::*;
 
 /// What the README tells operators to allow, and nothing more.
-const LOCK_ACL: [&str; 23] = [
+const LOCK_ACL: [&str; 22] = [
     "on",
     ">hush",
     "resetkeys",
@@ -33,7 +33,6 @@ const LOCK_ACL: [&str; 23] = [
     "+subscribe",
     "+unsubscribe",
     "+pubsub|numsub",
-    "+pubsub|channels",
     "+scan",
 ];
 const FENCE_ACL: [&str; 13] = [

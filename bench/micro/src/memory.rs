@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::future::BoxFuture;
 use redlockd::engine::lease::LockValue;
 use redlockd::engine::reply::{Reply, Stored};
-use redlockd::node::{Connection, Key, Listener, Node, NodeTime, Op, Probe, Replies, Settings, WireError};
+use redlockd::node::{Connection, Course, Key, Listener, Node, NodeTime, Op, Probe, Replies, Settings, WireError};
 use tokio::time::Instant;
 
 use crate::env::WALL_CLOCK;
@@ -47,7 +47,7 @@ impl MemoryNode {
         // As fast as the proxy's clock.
         let micros = (WALL_CLOCK + self.0.started.elapsed()).as_micros();
         let time = NodeTime { micros: u64::try_from(micros).unwrap_or(u64::MAX) };
-        Replies { time, marker: self.0.marker.clone(), replies }
+        Replies { time, earlier: Vec::new(), marker: self.0.marker.clone(), replies }
     }
 }
 
@@ -99,7 +99,7 @@ impl Connection for MemoryNode {
         Box::pin(async { Ok(probe) })
     }
 
-    fn call<'a>(&'a self, batch: &'a [&'a Op]) -> BoxFuture<'a, Result<Replies, WireError>> {
+    fn call<'a>(&'a self, batch: &'a [&'a Op], _: Course) -> BoxFuture<'a, Result<Replies, WireError>> {
         Box::pin(async { Ok(self.run(batch)) })
     }
 

@@ -7,7 +7,7 @@ use redlockd::engine::lease::{LockValue, Ttl};
 use redlockd::node::resp::{self, Answer};
 use redlockd::node::script::Scripts;
 use redlockd::node::talk::{Talk, Wire};
-use redlockd::node::{Key, Op, Replies, WakeUp, WireError};
+use redlockd::node::{Course, Key, Op, Replies, WakeUp, WireError};
 
 /// What a busy proxy sends in one call: so many SETs, and as many releases.
 pub fn batch(of_each: usize) -> Vec<Op> {
@@ -46,7 +46,7 @@ impl Exchange {
 
     /// A batch into bytes, and the reply's bytes into replies.
     pub fn call(&self, batch: &[&Op]) -> Result<Replies, WireError> {
-        self.talk.call(self, batch).now_or_never().unwrap_or_else(|| Err(WireError::Closed("it waits".into())))
+        self.talk.call(self, batch, Course::Turns).now_or_never().unwrap_or_else(|| Err(WireError::Closed("it waits".into())))
     }
 }
 
@@ -73,6 +73,8 @@ mod tests {
     fn the_reply_answers_the_batch() {
         let batch = batch(3);
         let exchange = Exchange::of(3);
+        // The first one sends the script's text.
+        assert!(exchange.call(&batch.iter().collect::<Vec<_>>()).is_ok());
         let Replies { replies, .. } = exchange.call(&batch.iter().collect::<Vec<_>>()).expect("a good reply");
         let (released, set) = (Reply::Released { heard: Some(0) }, Reply::Yes);
         assert_eq!(replies, [[released.clone(), released.clone(), released], [set.clone(), set.clone(), set]].concat());

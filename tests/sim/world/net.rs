@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use redlockd::node::resp::Answer;
+use rand::Rng as _;
+use redlockd::node::resp::{self, Answer};
 use redlockd::node::talk::{self, Talk};
-use redlockd::node::{Channel, Connection, Listener, Node, Op, Probe, Replies, WireError};
+use redlockd::node::{Channel, Connection, Course, Listener, Node, Op, Probe, Replies, WireError};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::memory::{self, Server};
@@ -289,11 +290,7 @@ async fn serve(
         if cuts > 0 && shared.one_in(cuts) {
             wire.cut(shared, &node.gate, "connection reset on the way there");
         }
-        let alive = {
-            let site = &shared.state().sites[wire.site];
-            site.up && site.starts == wire.starts
-        };
-        if !alive || (wire.is_abandoned() && !wire.lands_late) {
+        if !is_alive(shared, &wire) || (wire.is_abandoned() && !wire.lands_late) {
             wire.cut(shared, &node.gate, "connection reset by the server");
             return;
         }
@@ -306,7 +303,18 @@ async fn serve(
                 let fails = node.line().fails_one_in;
                 // As of a script that was killed, or met what no pcall catches.
                 let breaks = fails > 0 && shared.one_in(fails);
-                let answers = site::execute(shared, &wire, &batch, &request, breaks);
+                // Between two commands a server serves others.
+                let (first, rest) = if shared.one_in(4) { apart(shared, &request) } else { (&request[..], &[][..]) };
+                let mut answers = site::execute(shared, &wire, &batch, first, breaks);
+                if !rest.is_empty() {
+                    shared.sleep(shared.up_to(node.line().usual)).await;
+                    hold(shared, || shared.state().sites[wire.site].paused_until).await;
+                    if !is_alive(shared, &wire) {
+                        wire.cut(shared, &node.gate, "connection reset by the server");
+                        return;
+                    }
+                    answers.extend(site::execute(shared, &wire, &batch, rest, breaks));
+                }
                 Box::new(move || drop(answer.send(Ok(answers))))
             }
         };
@@ -315,6 +323,23 @@ async fn serve(
         }
         let _ = replies.send(Reply { arrives: shared.now() + node.delay(), send });
     }
+}
+
+/// Whether the process is there to which a connection was made.
+fn is_alive(shared: &Shared, wire: &Wire) -> bool {
+    let site = &shared.state().sites[wire.site];
+    site.up && site.starts == wire.starts
+}
+
+/// The commands of a request up to one of them, and the others.
+fn apart<'a>(shared: &Shared, request: &'a [u8]) -> (&'a [u8], &'a [u8]) {
+    let mut ends = Vec::new();
+    let mut end = 0;
+    while let Some((_, length)) = resp::read(&request[end..]).expect("commands are sent whole") {
+        end += length;
+        ends.push(end);
+    }
+    request.split_at(ends[shared.state().chance(|rng| rng.random_range(0..ends.len()))])
 }
 
 /// The way back, in order.
@@ -370,10 +395,10 @@ impl Connection for End {
         })
     }
 
-    fn call<'a>(&'a self, batch: &'a [&'a Op]) -> BoxFuture<'a, Result<Replies, WireError>> {
+    fn call<'a>(&'a self, batch: &'a [&'a Op], course: Course) -> BoxFuture<'a, Result<Replies, WireError>> {
         Box::pin(async move {
             let owned = batch.iter().map(|op| (*op).clone()).collect();
-            self.talk.call(&Turns { end: self, batch: Arc::new(owned) }, batch).await
+            self.talk.call(&Turns { end: self, batch: Arc::new(owned) }, batch, course).await
         })
     }
 
