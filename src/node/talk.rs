@@ -231,7 +231,7 @@ impl<'a> Call<'a> {
                 Ok(Vec::new())
             }
             // Keys are looked at before a script runs: one that this user may not touch spoils no other.
-            Err(error) if error.starts_with("NOPERM") => {
+            Err(error) if error.starts_with("NOPERM") && error.contains("key") => {
                 match places[..] {
                     [place] => self.replies[place] = Some(server_error(error.to_string())),
                     _ => self.turn.free.extend(places.into_iter().map(|place| (vec![place], by))),
@@ -603,7 +603,11 @@ mod tests {
         let (replies, sent) = call(&talk(), &[release("a"), release("b"), acquire("c")], &turns);
         assert_eq!(sent, ["free: SET GET TIME PUBSUB", "free: free:"]);
         assert!(matches!(&replies.unwrap().replies[..], [Reply::Yes, Reply::Unknown(_), Reply::Yes]));
-        for (answer, what) in [("-ERR killed\r\n", "ERR killed"), (":7\r\n", "unknown"), ("-NOAUTH\r\n", "auth: ")] {
+        // Whoever may run no script at all keeps the releases for later.
+        let forbidden = "-NOPERM User default has no permissions to run the 'evalsha' command\r\n";
+        for (answer, what) in
+            [(forbidden, "evalsha"), ("-ERR killed\r\n", "ERR killed"), (":7\r\n", "unknown"), ("-NOAUTH\r\n", "auth: ")]
+        {
             let (replies, _) = call(&talk(), &[release("a")], &[turn(&[answer, LOOK])]);
             assert!(matches!(&replies, Err(WireError::Server(said)) if said.contains(what)), "{replies:?}");
         }

@@ -261,7 +261,12 @@ async fn nodes_that_forbid_the_script_have_no_vote() {
             assert_eq!(node.cli(&["ACL", "SETUSER", "default", rules[0], rules[1]]), "OK");
         }
     };
+    let held = granted(&mut client, lasting("held")).await;
     allow(false);
+    // The first script that is refused shows it; a plain SET needs none. The release waits until scripts run again.
+    let status = client.release(proto::ReleaseRequest { lock_id: held.lock_id }).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    until("no vote of them", || async { (scene.proxy.nodes().await.voting == 2).then_some(()) }).await;
     for number in 0..5 {
         let status = client.acquire(lasting(&format!("orders/{number}"))).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable, "{status:?}");
