@@ -247,7 +247,7 @@ impl<'a> Told<'a> {
     }
 }
 
-/// A lock that may be free, as `release.lua` publishes it.
+/// A lock that may be free, as `events.lua` publishes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Freed<'a> {
     /// Which proxy says so.

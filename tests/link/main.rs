@@ -873,19 +873,47 @@ async fn a_hand_over_that_is_taken_back_leaves_its_release() {
     assert_eq!((plug.replies().len(), heir.waiter.replies(), heir.releaser.replies()), (1, vec![], vec![Reply::Yes]));
 }
 
-/// It holds the waiter's value and may have forgotten others: no vote.
-#[tokio::test(start_paused = true)]
-async fn a_hand_over_is_no_vote_where_the_node_may_not_vote() {
-    let charter = Charter {
+/// The charter of a cluster of one node.
+fn alone() -> Charter {
+    Charter {
         nodes: vec!["n0".into()],
         counter: CounterKind::Designated,
         max_ttl: Ttl::from_millis(10_000, Ttl::LONGEST).unwrap(),
         drift: DriftFactor::DEFAULT,
         bootstrap: false,
-    };
+    }
+}
+
+/// A clock that is wrong while a key is set and right again at the end of the call: the key may end too early.
+#[tokio::test(start_paused = true)]
+async fn a_vote_needs_a_clock_that_was_right_in_every_turn_of_its_call() {
+    let marker = "redlockd/1 run_id=first max_ttl_ms=10000 counter=designated listed_ms=0 nodes=n0";
+    for (earlier, votes) in [(42, true), (42 + 5_000_000, false)] {
+        let roster = Roster::new(alone(), Quorum::of(1).unwrap(), Instant::now());
+        let mut scene = Scene::at(0, Some(Seat::new(&roster, 0)));
+        scene.run();
+        settle().await;
+        scene.call().await.answer_marked(marker, vec![Reply::Absent]);
+        settle().await;
+        let caller = scene.post(set(1));
+        let call = scene.call().await;
+        assert_eq!(call.ops[0], set(1));
+        let mut replies = vec![Reply::Absent; call.ops.len()];
+        replies[0] = Reply::Yes;
+        let [time, earlier] = [42, earlier].map(|micros| NodeTime { micros });
+        call.end(Ok(Replies { time, earlier: vec![earlier], marker: marker.into(), replies }));
+        settle().await;
+        assert_eq!(caller.replies() == [Reply::Yes], votes, "{:?}", caller.replies());
+        assert_eq!(scene.link.status().votes_lost, u64::from(!votes));
+    }
+}
+
+/// It holds the waiter's value and may have forgotten others: no vote.
+#[tokio::test(start_paused = true)]
+async fn a_hand_over_is_no_vote_where_the_node_may_not_vote() {
     for (state, votes) in [("", true), (" joining=aa because=restarted since_ms=0", false)] {
         let marker = format!("redlockd/1 run_id=first{state} max_ttl_ms=10000 counter=designated listed_ms=0 nodes=n0");
-        let roster = Roster::new(charter.clone(), Quorum::of(1).unwrap(), Instant::now());
+        let roster = Roster::new(alone(), Quorum::of(1).unwrap(), Instant::now());
         let mut scene = Scene::at(0, Some(Seat::new(&roster, 0)));
         scene.run();
         settle().await;
