@@ -98,11 +98,11 @@ bench-long: bench-build
 	  $(BENCH) report --in target/bench/results-long.json --out target/bench/report-long.html && exit $$code
 
 compare: bench-build
-	$(BENCH) load --targets unary,stream,rslock $(ARGS)
+	$(BENCH) load --targets unary,tonic,stream,rslock $(ARGS)
 
 # With callers on as many threads as a program with tokio's main has.
 stream: bench-build
-	$(BENCH) load --targets stream,unary,rslock --threads $$(nproc) $(ARGS)
+	$(BENCH) load --targets stream,tonic,unary,rslock --threads $$(nproc) $(ARGS)
 
 contended: bench-build
 	$(BENCH) contended $(ARGS)

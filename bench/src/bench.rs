@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::Error;
 use crate::arrivals::{Rate, Rhythm};
+use crate::call::{Caller, Tonic};
 use crate::client::Terms;
 use crate::cpu::{Kind, Process, proxy_resident_kib};
 use crate::crew::{Crew, Habit, Work};
@@ -157,7 +158,8 @@ impl Bench {
         let habit = Habit { names: self.manner.names, prefix, hold: self.manner.hold };
         let terms = self.manner.terms;
         let work: Box<dyn Work> = match target {
-            Target::Unary => Box::new(Crew::new(unary::clients(proxies, clients, terms).await?, &habit)),
+            Target::Unary => Box::new(Crew::new(unary::clients::<Caller>(proxies, clients, terms).await?, &habit)),
+            Target::Tonic => Box::new(Crew::new(unary::clients::<Tonic>(proxies, clients, terms).await?, &habit)),
             Target::Stream => Box::new(Crew::new(stream::clients(proxies, clients, terms).await?, &habit)),
             Target::Direct => Box::new(Crew::new(direct::clients(&servers.serve_arguments(), clients, terms).await?, &habit)),
             Target::Rslock => Box::new(Crew::new(rslock::clients(&servers.urls(), clients, terms)?, &habit)),

@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 mod arrivals;
 mod bench;
+mod call;
 mod client;
 mod contended;
 mod cpu;

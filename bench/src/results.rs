@@ -165,7 +165,7 @@ pub struct Setup {
 /// One target with one number of clients; every client takes and releases a lock, again and again.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// `unary`, `stream`, `direct`, `rslock`, `etcd`.
+    /// `unary`, `tonic`, `stream`, `direct`, `rslock`, `etcd`.
     pub target: String,
     /// Pairs under way at a time.
     pub clients: u32,

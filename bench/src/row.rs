@@ -13,7 +13,7 @@ impl Target {
     /// The servers whose work is the target's.
     pub fn kinds(self) -> &'static [Kind] {
         match self {
-            Self::Unary | Self::Stream => &[Kind::Proxy, Kind::Redis],
+            Self::Unary | Self::Tonic | Self::Stream => &[Kind::Proxy, Kind::Redis],
             Self::Direct | Self::Rslock => &[Kind::Redis],
             Self::Etcd => &[Kind::Etcd],
         }

@@ -76,13 +76,13 @@ fn all_targets_are_measured_side_by_side() {
     let said = run.said();
     let results = run.good();
     let rows: Vec<(&str, u32)> = results.rows.iter().map(|row| (row.target.as_str(), row.clients)).collect();
-    let targets = ["unary", "stream", "direct", "rslock", "etcd"];
+    let targets = ["unary", "tonic", "stream", "direct", "rslock", "etcd"];
     let expected: Vec<(&str, u32)> = [2, 4].into_iter().flat_map(|clients| targets.map(|target| (target, clients))).collect();
     assert_eq!(rows, expected);
     for row in &results.rows {
         assert!(row.pairs > 0 && row.windows == 2 && row.latency.count == row.pairs, "{row:?}");
         assert!(row.ratio_to_rslock.is_some() && row.cpu_us_per_pair.is_some() && row.fairness.is_some(), "{row:?}");
-        let through_a_proxy = ["unary", "stream"].contains(&row.target.as_str());
+        let through_a_proxy = ["unary", "tonic", "stream"].contains(&row.target.as_str());
         assert_eq!(row.cpu.proxy_us_per_pair.is_some(), through_a_proxy, "{row:?}");
         assert_eq!(row.redis.is_none(), row.target == "etcd", "{row:?}");
         assert!(said.contains(&format!("| {} ", row.target)), "{said}");
@@ -91,8 +91,8 @@ fn all_targets_are_measured_side_by_side() {
     let pairs: u64 = results.rows.iter().map(|row| row.pairs).sum();
     let checks = &results.checks;
     assert!(checks.grants > pairs && checks.tokens > 0, "{checks:?}");
-    assert_eq!((checks.names, checks.sweeps, checks.servers_swept), (5 * (2 + 4), 2, 10));
-    assert!(results.timelines.len() == 10 && results.timelines.iter().all(|timeline| timeline.samples.len() >= 2));
+    assert_eq!((checks.names, checks.sweeps, checks.servers_swept), (6 * (2 + 4), 2, 10));
+    assert!(results.timelines.len() == 12 && results.timelines.iter().all(|timeline| timeline.samples.len() >= 2));
     let versions: Vec<&str> = results.run.versions.iter().map(|version| version.name.as_str()).collect();
     assert!(["redlockd", "rslock", "etcd"].iter().all(|name| versions.contains(name)), "{versions:?}");
 }
@@ -171,7 +171,7 @@ fn servers_of_somebody_else_are_loaded_only_with_permission_and_in_bounds() {
 
     let results = foreign.load(&allowed).good();
     let targets: Vec<&str> = results.rows.iter().map(|row| row.target.as_str()).collect();
-    assert_eq!(targets, ["unary", "stream", "direct", "rslock"]);
+    assert_eq!(targets, ["unary", "tonic", "stream", "direct", "rslock"]);
     for row in &results.rows {
         assert!(row.pairs > 0 && row.redis.is_some(), "{row:?}");
         assert_eq!((row.setup.nodes, row.cpu_us_per_pair), (3, None), "their processes are not known");

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Bench;
 use super::report::{Aim, Figure, Table, number};
 use crate::Error;
+use crate::call::Caller;
 use crate::line::{Line, TERMS};
 use crate::servers::link::Link;
 use crate::stats::median;
@@ -42,7 +43,7 @@ pub async fn measure(bench: &mut Bench<'_>) -> Result<(), Error> {
     let proxies = bench.servers.proxies();
     let mut lines = Vec::new();
     for waiters in WAITERS {
-        let clients = unary::clients(&proxies, waiters, TERMS).await?;
+        let clients = unary::clients::<Caller>(&proxies, waiters, TERMS).await?;
         lines.push((Line::new(&format!("contended/commands/{waiters}"), clients), Vec::new()));
     }
     for round in 1..=bench.rounds {

@@ -2,16 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use tonic::transport::Channel;
-
 use super::Bench;
 use super::report::{Aim, Figure, Table, number};
 use crate::Error;
+use crate::call::{Call, Caller};
 use crate::client::{Client, Failure, Terms};
 use crate::line::{TERMS, WAIT};
 use crate::servers::link::Link;
 use crate::stats::{Latencies, micros};
-use crate::targets::unary::{Unary, channel};
+use crate::targets::unary::Unary;
 use crate::witness::Witness;
 
 /// Of the holder's lease.
@@ -44,7 +43,7 @@ struct Scene {
 pub async fn measure(bench: &mut Bench<'_>, trials: u16) -> Result<(), Error> {
     let servers = bench.servers;
     let other = servers.another_proxy().await?;
-    let ways = [channel(&servers.proxy()).await?, channel(other.url()).await?];
+    let ways = [Caller::connect(&servers.proxy()).await?, Caller::connect(other.url()).await?];
     let name = "contended/holder".to_owned();
     let mut scene = Scene { name, links: servers.links().await?, witness: Witness::default() };
     let mut places = PLACES.map(|_| Trials::default());
@@ -52,7 +51,7 @@ pub async fn measure(bench: &mut Bench<'_>, trials: u16) -> Result<(), Error> {
     for _ in 0..trials {
         for (way, place) in ways.iter().zip(&mut places) {
             // Its connection is its own, and goes with it.
-            let holder = channel(&servers.proxy()).await?;
+            let holder = Caller::connect(&servers.proxy()).await?;
             if let Err(what) = scene.trial(holder, way.clone(), place).await {
                 bench.report.failed(what);
             }
@@ -68,7 +67,7 @@ pub async fn measure(bench: &mut Bench<'_>, trials: u16) -> Result<(), Error> {
 
 impl Scene {
     /// One holder and its heir.
-    async fn trial(&mut self, holder: Channel, way: Channel, trials: &mut Trials) -> Result<(), String> {
+    async fn trial(&mut self, holder: Caller, way: Caller, trials: &mut Trials) -> Result<(), String> {
         let words = |failure: Failure| failure.what;
         let mut holder = Unary::new(holder, Terms { ttl: TTL, wait: WAIT });
         let (_never_given_back, lease) = holder.take(&self.name).await.map_err(words)?;

@@ -3,6 +3,7 @@
 use super::Bench;
 use super::report::{Aim, Figure, Table, number};
 use crate::Error;
+use crate::call::Caller;
 use crate::line::{Line, TERMS, Turns};
 use crate::stats::{Latencies, inequality};
 use crate::targets::unary;
@@ -17,10 +18,10 @@ const HEAD: [&str; 6] = ["grants/s", "of each proxy", "wait p50 ms", "p99 ms", "
 /// Measures one window as long as all of the others together: what matters is how the shares develop.
 pub async fn measure(bench: &mut Bench<'_>) -> Result<(), Error> {
     let mut others = Vec::new();
-    let mut clients = unary::clients(&[bench.servers.proxy()], WAITERS, TERMS).await?;
+    let mut clients = unary::clients::<Caller>(&[bench.servers.proxy()], WAITERS, TERMS).await?;
     for _ in 1..PROXIES {
         let proxy = bench.servers.another_proxy().await?;
-        clients.extend(unary::clients(&[proxy.url().to_owned()], WAITERS, TERMS).await?);
+        clients.extend(unary::clients::<Caller>(&[proxy.url().to_owned()], WAITERS, TERMS).await?);
         others.push(proxy);
     }
     let time = bench.window * bench.rounds.into();

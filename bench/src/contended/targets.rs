@@ -3,6 +3,7 @@
 use super::Bench;
 use super::report::{Aim, Figure, Table, number};
 use crate::Error;
+use crate::call::Caller;
 use crate::client::Client;
 use crate::line::{Line, TERMS, Turns};
 use crate::servers::etcd::Etcd;
@@ -28,7 +29,7 @@ struct Target {
 
 /// Measures all three.
 pub async fn measure(bench: &mut Bench<'_>, server: &Etcd) -> Result<(), Error> {
-    let mut redlockd = Line::new(NAME, unary::clients(&[bench.servers.proxy()], WAITERS, TERMS).await?);
+    let mut redlockd = Line::new(NAME, unary::clients::<Caller>(&[bench.servers.proxy()], WAITERS, TERMS).await?);
     let mut etcd = Line::new(NAME, etcd::clients(server, WAITERS).await?);
     let mut rslock = Line::new(NAME, rslock::clients(&bench.servers.urls(), WAITERS, TERMS)?);
     let mut targets = ["redlockd", "etcd", "rslock"].map(|name| Target { name, rounds: vec![] });

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use super::Bench;
 use super::report::{Aim, Figure, Table, number};
 use crate::Error;
+use crate::call::{Call, Caller};
 use crate::client::{Client, Failure};
 use crate::line::TERMS;
 use crate::servers::link::Link;
 use crate::stats::{Latencies, micros};
-use crate::targets::unary::{Unary, channel};
+use crate::targets::unary::Unary;
 use crate::witness::{Lie, Witness};
 
 /// The longest time between two looks of somebody who is not told, and one more round trip.
@@ -27,7 +28,7 @@ pub async fn measure(bench: &mut Bench<'_>, trials: u16) -> Result<(), Error> {
     let servers = bench.servers;
     let other = servers.another_proxy().await?;
     let mut links = servers.links().await?;
-    let (holder, waiter) = (channel(&servers.proxy()).await?, channel(other.url()).await?);
+    let (holder, waiter) = (Caller::connect(&servers.proxy()).await?, Caller::connect(other.url()).await?);
     let mut pair = [holder, waiter].map(|way| Unary::new(way, TERMS));
     eprintln!("{trials} releases at another proxy that are told, and {trials} that are not");
     let (witness, mut rows, mut delays) = (Witness::default(), Vec::new(), Vec::new());

@@ -3,7 +3,7 @@
 use super::markup::{Markup, Px};
 
 /// Targets that have looks of their own; others take what is left, in their order.
-const KNOWN: [&str; 5] = ["unary", "stream", "direct", "rslock", "etcd"];
+const KNOWN: [&str; 6] = ["unary", "stream", "direct", "rslock", "etcd", "tonic"];
 
 /// How many looks there are.
 const LOOKS: usize = 8;
@@ -90,7 +90,7 @@ mod tests {
         let other = Looks::new(["unary"]);
         assert_eq!(one.of("unary"), other.of("unary"));
         let all: Vec<String> =
-            ["unary", "stream", "direct", "rslock", "etcd", "mine"].map(|target| one.of(target).class()).to_vec();
+            ["unary", "stream", "direct", "rslock", "etcd", "tonic", "mine"].map(|target| one.of(target).class()).to_vec();
         let mut different = all.clone();
         different.sort();
         different.dedup();

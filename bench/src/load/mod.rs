@@ -42,7 +42,8 @@ const WARM_UP: u32 = 4;
 /// --strict if anything failed while all nodes were well. It never depends on speed.
 ///
 /// CPU time is user and system time of all processes in a window over the pairs in it. `client` is this process with the
-/// client's side of the target: the library for rslock, the coordinator for direct, a gRPC client for the others.
+/// client's side of the target: the library for rslock, the coordinator for direct, tonic's client for tonic and stream, and HTTP/2
+/// without a gRPC library for unary and etcd.
 #[derive(Args, Debug)]
 #[command(group(ArgGroup::new("fault").args(["stop_node", "kill_node", "slow_node"])))]
 pub struct LoadArgs {
@@ -199,7 +200,7 @@ impl LoadArgs {
         if !self.targets.is_empty() {
             return self.targets.clone();
         }
-        let mut targets = vec![Target::Unary, Target::Stream];
+        let mut targets = vec![Target::Unary, Target::Tonic, Target::Stream];
         if !self.named.any() || !self.named.nodes.is_empty() {
             targets.extend([Target::Direct, Target::Rslock]);
         }
@@ -367,8 +368,8 @@ mod tests {
     #[test]
     fn what_is_asked_for_goes_before_what_is_usual() {
         let usual = parse(&[]).unwrap();
-        assert_eq!((usual.window(), usual.clients(), usual.targets().len()), (Duration::from_secs(3), vec![64], 5));
-        assert_eq!(usual.length(), Some(Duration::from_secs(45) + 5 * Duration::from_millis(750)));
+        assert_eq!((usual.window(), usual.clients(), usual.targets().len()), (Duration::from_secs(3), vec![64], 6));
+        assert_eq!(usual.length(), Some(Duration::from_secs(54) + 6 * Duration::from_millis(750)));
         let quick = parse(&["--quick", "--clients", "8,9", "--targets", "unary"]).unwrap();
         assert_eq!((quick.window(), quick.clients()), (Duration::from_secs(1), vec![8, 9]));
         assert_eq!(quick.length(), Some(Duration::from_millis(6500)));
@@ -419,9 +420,9 @@ mod tests {
     #[test]
     fn servers_of_ones_own_are_loaded_with_what_they_can_serve() {
         let args = parse(&["--server", "http://h:1", "--yes-load", "h"]).unwrap();
-        assert_eq!(args.targets(), [Target::Unary, Target::Stream]);
+        assert_eq!(args.targets(), [Target::Unary, Target::Tonic, Target::Stream]);
         let args = parse(&["--nodes", "redis://h:1", "--yes-load", "h", "--quorum-counter"]).unwrap();
-        assert_eq!(args.targets(), [Target::Unary, Target::Stream, Target::Direct, Target::Rslock]);
+        assert_eq!(args.targets(), [Target::Unary, Target::Tonic, Target::Stream, Target::Direct, Target::Rslock]);
         let refused = parse(&["--server", "http://h:1", "--yes-load", "h", "--rounds", "50"]).unwrap().check().unwrap_err();
         assert!(refused.to_string().contains("--at-most"), "{refused}");
     }

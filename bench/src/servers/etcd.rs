@@ -7,13 +7,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use tonic::transport::Channel;
 
 use super::PATIENCE;
 use super::process::{Directory, Process, free_addresses};
 use crate::Error;
-use crate::targets::unary::channel;
-use api::{LeaseClient, LeaseGrantRequest};
+use crate::call::{Call, Caller};
+use api::{LeaseGrantRequest, LeaseGrantResponse};
 
 /// What is used of its gRPC contract, generated from `proto/etcd`.
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
@@ -24,11 +23,11 @@ pub mod api {
     mod lock {
         tonic::include_proto!("v3lockpb");
     }
-    pub use lease::LeaseGrantRequest;
-    pub use lease::lease_client::LeaseClient;
-    pub use lock::lock_client::LockClient;
-    pub use lock::{LockRequest, UnlockRequest};
+    pub use lease::{LeaseGrantRequest, LeaseGrantResponse};
+    pub use lock::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
 }
+
+const LEASE_GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
 
 /// How it is started.
 #[derive(Args, Debug)]
@@ -74,9 +73,9 @@ impl Etcd {
     }
 
     /// A new lease.
-    pub async fn lease(&self, channel: &Channel, ttl: Duration) -> Result<i64, Error> {
+    pub async fn lease(&self, caller: &mut Caller, ttl: Duration) -> Result<i64, Error> {
         let request = LeaseGrantRequest { ttl: ttl.as_secs().try_into()? };
-        let response = LeaseClient::new(channel.clone()).lease_grant(request).await?.into_inner();
+        let response: LeaseGrantResponse = caller.call(LEASE_GRANT, request).await?;
         if response.error.is_empty() { Ok(response.id) } else { Err(response.error.into()) }
     }
 
@@ -84,7 +83,7 @@ impl Etcd {
     async fn serves(&mut self) -> Result<(), Error> {
         let started = Instant::now();
         loop {
-            let asked = async { self.lease(&channel(&self.url()).await?, PATIENCE).await };
+            let asked = async { self.lease(&mut Caller::connect(&self.url()).await?, PATIENCE).await };
             let Err(error) = asked.await else { return Ok(()) };
             if self.process.has_ended() || started.elapsed() > PATIENCE {
                 let log = std::fs::read_to_string(log(self.directory.path())).unwrap_or_default();

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use redlockd::proto::operator_service_client::OperatorServiceClient;
 use redlockd::proto::{ListNodesRequest, ListNodesResponse, NodeState};
 
 use super::PATIENCE;
 use super::process::Process;
 use crate::Error;
-use crate::targets::unary::channel;
+use crate::call::{Call, Caller};
+
+const LIST_NODES: &str = "/redlock.v1.OperatorService/ListNodes";
 
 /// How a proxy is started.
 #[derive(Clone, Debug)]
@@ -79,10 +80,10 @@ impl Proxy {
 
 /// Waits until a proxy uses every server, and nothing waits for one.
 pub async fn all_up(url: &str) -> Result<(), Error> {
-    let mut client = OperatorServiceClient::new(channel(url).await?);
+    let mut caller = Caller::connect(url).await?;
     let started = Instant::now();
     loop {
-        let nodes = client.list_nodes(ListNodesRequest {}).await?.into_inner();
+        let nodes: ListNodesResponse = caller.call(LIST_NODES, ListNodesRequest {}).await?;
         if nodes.nodes.iter().all(|node| node.state() == NodeState::Up && node.queued == 0) {
             return Ok(());
         }
@@ -95,8 +96,8 @@ pub async fn all_up(url: &str) -> Result<(), Error> {
 
 /// How many of its servers a proxy uses now, and how many there are. Nothing if it does not answer.
 pub async fn nodes_up(url: &str) -> Option<(usize, usize)> {
-    let mut client = OperatorServiceClient::new(channel(url).await.ok()?);
-    let nodes = client.list_nodes(ListNodesRequest {}).await.ok()?.into_inner().nodes;
+    let mut caller = Caller::connect(url).await.ok()?;
+    let ListNodesResponse { nodes, .. } = caller.call(LIST_NODES, ListNodesRequest {}).await.ok()?;
     Some((nodes.iter().filter(|node| node.state() == NodeState::Up).count(), nodes.len()))
 }
 

@@ -9,10 +9,12 @@ pub enum Key {
     StreamRslock64,
     StreamRslock256,
     StreamRslockCpu64,
-    StreamUnary64,
-    StreamUnaryCpu64,
+    StreamTonic64,
+    StreamTonicCpu64,
     UnaryRslock64,
     UnaryRslock256,
+    TonicRslock64,
+    TonicRslock256,
     UnaryEtcd64,
     StreamEtcd64,
     HungRate,
@@ -38,14 +40,16 @@ use Key::*;
 /// What it is, its unit, which side is the good one, the floor and the aim.
 type Line = (Key, &'static str, &'static str, Better, Option<f64>, Option<f64>);
 
-const LINES: [Line; 24] = [
+const LINES: [Line; 26] = [
     (StreamRslock64, "stream over rslock, 64 in flight: pairs/s", "", Higher, Some(1.3), Some(2.0)),
     (StreamRslock256, "stream over rslock, 256 in flight: pairs/s", "", Higher, Some(2.0), Some(3.0)),
     (StreamRslockCpu64, "stream over rslock, 64 in flight: CPU per pair", "", Lower, Some(0.7), Some(0.45)),
-    (StreamUnary64, "stream over unary, 64 in flight: pairs/s", "", Higher, Some(2.0), None),
-    (StreamUnaryCpu64, "stream over unary, 64 in flight: CPU per pair", "", Lower, Some(0.5), None),
+    (StreamTonic64, "stream over unary, both by tonic's client, 64 in flight: pairs/s", "", Higher, Some(2.0), None),
+    (StreamTonicCpu64, "stream over unary, both by tonic's client, 64 in flight: CPU per pair", "", Lower, Some(0.5), None),
     (UnaryRslock64, "unary over rslock, 64 clients: pairs/s", "", Higher, Some(0.7), Some(1.0)),
     (UnaryRslock256, "unary over rslock, 256 clients: pairs/s", "", Higher, Some(0.8), Some(1.0)),
+    (TonicRslock64, "unary by tonic's client over rslock, 64 clients: pairs/s", "", Higher, Some(0.7), Some(1.0)),
+    (TonicRslock256, "unary by tonic's client over rslock, 256 clients: pairs/s", "", Higher, Some(0.8), Some(1.0)),
     (UnaryEtcd64, "unary over etcd, 64 clients: pairs/s", "", Higher, Some(2.0), Some(2.5)),
     (StreamEtcd64, "stream over etcd, 64 in flight: pairs/s", "", Higher, Some(5.0), Some(6.0)),
     (HungRate, "one hung node of five, unary, 64 clients: pairs/s", "", Higher, Some(0.9), Some(0.95)),

@@ -9,6 +9,7 @@ use super::standard::{hangs, megabytes};
 use super::{CLIENTS, Suite};
 use crate::Error;
 use crate::bench::Side;
+use crate::call::Caller;
 use crate::client::{Client, Terms};
 use crate::cpu::{Kind, proxy_resident_kib};
 use crate::results::Sample;
@@ -87,7 +88,7 @@ pub async fn held(suite: &mut Suite<'_>) -> Result<(), Error> {
 async fn hold(servers: &Servers, count: u64) -> Result<(), Error> {
     let takers = TAKERS.min(count);
     let terms = Terms { ttl: FOR_GOOD, wait: Duration::ZERO };
-    let clients = unary::clients(&servers.proxies(), takers as usize, terms).await?;
+    let clients = unary::clients::<Caller>(&servers.proxies(), takers as usize, terms).await?;
     let mut at_work = JoinSet::new();
     for (first, mut client) in (0..).zip(clients) {
         at_work.spawn(async move {
@@ -192,7 +193,7 @@ async fn wait_elsewhere(servers: &Servers) -> Result<JoinSet<()>, Error> {
     let mut waiting = JoinSet::new();
     for proxy in servers.proxies().split_off(1) {
         let terms = Terms { ttl: FOR_GOOD, wait: FOR_GOOD };
-        for mut client in unary::clients(&[proxy], 1, terms).await? {
+        for mut client in unary::clients::<Caller>(&[proxy], 1, terms).await? {
             waiting.spawn(async move {
                 let _never = client.take("held/0").await;
             });

@@ -16,7 +16,7 @@ use crate::servers::Servers;
 use crate::targets::Target;
 use crate::window::Window;
 
-const TARGETS: [Target; 5] = [Target::Unary, Target::Stream, Target::Direct, Target::Rslock, Target::Etcd];
+const TARGETS: [Target; 6] = [Target::Unary, Target::Tonic, Target::Stream, Target::Direct, Target::Rslock, Target::Etcd];
 
 /// Until a proxy that has just started is idle.
 pub const SETTLE: Duration = Duration::from_secs(2);
@@ -65,20 +65,22 @@ fn set_aims(suite: &mut Suite<'_>, sides: &[Side<'_>], clients: usize, processes
         64 => {
             aims.set(Key::StreamRslock64, rate(Target::Stream, Target::Rslock));
             aims.set(Key::UnaryRslock64, rate(Target::Unary, Target::Rslock));
-            aims.set(Key::StreamUnary64, rate(Target::Stream, Target::Unary));
+            aims.set(Key::TonicRslock64, rate(Target::Tonic, Target::Rslock));
+            aims.set(Key::StreamTonic64, rate(Target::Stream, Target::Tonic));
             aims.set(Key::UnaryEtcd64, rate(Target::Unary, Target::Etcd));
             aims.set(Key::StreamEtcd64, rate(Target::Stream, Target::Etcd));
             let cpu = |target| {
                 let of_window = move |window: &Window| cpu_us_per_pair(window, target, processes);
                 windows(target).iter().map(of_window).collect::<Option<Vec<f64>>>().unwrap_or_default()
             };
-            for (other, key) in [(Target::Rslock, Key::StreamRslockCpu64), (Target::Unary, Key::StreamUnaryCpu64)] {
+            for (other, key) in [(Target::Rslock, Key::StreamRslockCpu64), (Target::Tonic, Key::StreamTonicCpu64)] {
                 aims.set(key, ratio(&cpu(Target::Stream), &cpu(other), |cpu| Some(*cpu)));
             }
         }
         256 => {
             aims.set(Key::StreamRslock256, rate(Target::Stream, Target::Rslock));
             aims.set(Key::UnaryRslock256, rate(Target::Unary, Target::Rslock));
+            aims.set(Key::TonicRslock256, rate(Target::Tonic, Target::Rslock));
         }
         _ => {}
     }

@@ -18,6 +18,8 @@ pub const TTL: Duration = Duration::from_secs(10);
 pub enum Target {
     /// redlockd by unary gRPC calls, fencing token included
     Unary,
+    /// The same by tonic's client: what a service in Rust sees
+    Tonic,
     /// redlockd by a session: one stream for all clients of a process
     Stream,
     /// The coordinator of redlockd within this process, without gRPC: what the protocol costs by itself
@@ -33,6 +35,7 @@ impl Target {
     pub fn name(self) -> &'static str {
         match self {
             Self::Unary => "unary",
+            Self::Tonic => "tonic",
             Self::Stream => "stream",
             Self::Direct => "direct",
             Self::Rslock => "rslock",
@@ -42,7 +45,7 @@ impl Target {
 
     /// Whether its locks pass through a proxy.
     pub fn needs_a_proxy(self) -> bool {
-        matches!(self, Self::Unary | Self::Stream)
+        matches!(self, Self::Unary | Self::Tonic | Self::Stream)
     }
 
     /// Whether its clients talk to the lock nodes themselves.

@@ -14,8 +14,9 @@ use redlockd::proto::{
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Code, Streaming};
 
-use super::unary::{channel, released, request, validity_within};
+use super::unary::{released, request, validity_within};
 use crate::Error;
+use crate::call::channel;
 use crate::client::{Client, Failure, Terms};
 use crate::witness::Lease;
 

@@ -4,59 +4,49 @@ use std::time::{Duration, Instant};
 
 use redlockd::proto::acquire_response::Outcome;
 use redlockd::proto::granted::Fencing;
-use redlockd::proto::lock_service_client::LockServiceClient;
-use redlockd::proto::{AcquireRequest, Granted, ReleaseOutcome, ReleaseRequest};
-use tonic::transport::{Channel, Endpoint};
+use redlockd::proto::{AcquireRequest, AcquireResponse, Granted, ReleaseOutcome, ReleaseRequest, ReleaseResponse};
 
 use crate::Error;
+use crate::call::{Call, Caller};
 use crate::client::{Client, Failure, Terms, proto_duration};
 use crate::witness::Lease;
 
 /// Clients that share an HTTP/2 connection, as the callers of one client process would.
-const CLIENTS_PER_CHANNEL: usize = 64;
+const CLIENTS_PER_CONNECTION: usize = 64;
+
+const ACQUIRE: &str = "/redlock.v1.LockService/Acquire";
+const RELEASE: &str = "/redlock.v1.LockService/Release";
 
 /// One client.
-pub struct Unary {
-    client: LockServiceClient<Channel>,
+pub struct Unary<C = Caller> {
+    caller: C,
     terms: Terms,
 }
 
 /// So many clients, divided among the proxies, with their connections open.
-pub async fn clients(proxies: &[String], count: usize, terms: Terms) -> Result<Vec<Unary>, Error> {
+pub async fn clients<C: Call>(proxies: &[String], count: usize, terms: Terms) -> Result<Vec<Unary<C>>, Error> {
     let mut ways = Vec::new();
     for proxy in proxies {
-        ways.push(channels(proxy, count.div_ceil(proxies.len())).await?.into_iter());
+        ways.push(callers(proxy, count.div_ceil(proxies.len())).await?.into_iter());
     }
     let way = |i: usize| ways[i % proxies.len()].next();
-    Ok((0..count).filter_map(way).map(|channel| Unary::new(channel, terms)).collect())
+    Ok((0..count).filter_map(way).map(|caller| Unary::new(caller, terms)).collect())
 }
 
-/// The connections of so many clients, one for each of them.
-pub async fn channels(url: &str, clients: usize) -> Result<Vec<Channel>, Error> {
-    let mut channels = Vec::new();
-    while channels.len() < clients {
-        let shared = channel(url).await?;
-        channels.resize(clients.min(channels.len() + CLIENTS_PER_CHANNEL), shared);
+/// So many callers of one server.
+pub async fn callers<C: Call>(url: &str, clients: usize) -> Result<Vec<C>, Error> {
+    let mut callers = Vec::new();
+    while callers.len() < clients {
+        let shared = C::connect(url).await?;
+        callers.resize(clients.min(callers.len() + CLIENTS_PER_CONNECTION), shared);
     }
-    Ok(channels)
+    Ok(callers)
 }
 
-/// An open connection.
-pub async fn channel(url: &str) -> Result<Channel, Error> {
-    let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| format!("{url}: {error}"))?;
-    endpoint.connect().await.map_err(|error| format!("{url}: no connection: {}", causes(&error)).into())
-}
-
-/// tonic's own words say only that the transport failed.
-fn causes(error: &dyn std::error::Error) -> String {
-    let chain = std::iter::successors(Some(error), |error| error.source());
-    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
-impl Unary {
+impl<C> Unary<C> {
     /// Of a proxy.
-    pub fn new(channel: Channel, terms: Terms) -> Self {
-        Self { client: LockServiceClient::new(channel), terms }
+    pub fn new(caller: C, terms: Terms) -> Self {
+        Self { caller, terms }
     }
 }
 
@@ -66,22 +56,22 @@ pub fn request(name: &str, terms: Terms) -> AcquireRequest {
     AcquireRequest { name: name.to_owned(), ttl: Some(proto_duration(terms.ttl)), wait, ..AcquireRequest::default() }
 }
 
-impl Client for Unary {
+impl<C: Call> Client for Unary<C> {
     /// The lock id.
     type Held = String;
 
     async fn take(&mut self, name: &str) -> Result<(String, Lease), Failure> {
         let sent = Instant::now();
-        let response = self.client.acquire(request(name, self.terms)).await;
+        let response: Result<AcquireResponse, _> = self.caller.call(ACQUIRE, request(name, self.terms)).await;
         let response = response.map_err(|status| Failure::status("acquire", &status))?;
-        let grant = granted(response.into_inner().outcome, self.terms)?;
+        let grant = granted(response.outcome, self.terms)?;
         Ok((grant.lock_id, Lease { ends: sent + grant.served_for + grant.validity, token: Some(grant.token) }))
     }
 
     async fn give_back(&mut self, lock_id: String) -> Result<(), Failure> {
-        let response = self.client.release(ReleaseRequest { lock_id }).await;
+        let response: Result<ReleaseResponse, _> = self.caller.call(RELEASE, ReleaseRequest { lock_id }).await;
         let response = response.map_err(|status| Failure::status("release", &status))?;
-        released(response.into_inner().outcome())
+        released(response.outcome())
     }
 }
 
