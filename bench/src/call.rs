@@ -107,6 +107,7 @@ impl Call for Caller {
         A: Message + Default + 'static,
     {
         self.ready().await?;
+        let lost = |error| self.server.lost(&error);
         let (answer, mut body) = self.requests.send_request(self.server.request(method), false).map_err(lost)?;
         body.send_data(framed(&message), true).map_err(lost)?;
         let (head, mut body) = answer.await.map_err(lost)?.into_parts();
@@ -134,11 +135,12 @@ impl Caller {
         let mut newest = self.server.newest.lock().await;
         // Another caller may have opened it already.
         if is_ready(&mut newest).await.is_err() {
-            *newest = open(&self.server.authority).await.map_err(|error| Status::unavailable(error.to_string()))?;
+            let unreachable = |error| Status::unavailable(format!("{}: no connection: {error}", self.server.authority));
+            *newest = open(&self.server.authority).await.map_err(unreachable)?;
         }
         self.requests = newest.clone();
         drop(newest);
-        is_ready(&mut self.requests).await.map_err(lost)
+        is_ready(&mut self.requests).await.map_err(|error| self.server.lost(&error))
     }
 }
 
@@ -155,6 +157,21 @@ impl Server {
         request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
         request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         request
+    }
+
+    /// What the end of a connection, or of one request on it, is to gRPC.
+    fn lost(&self, error: &h2::Error) -> Status {
+        let server = &self.authority;
+        if !error.is_reset() {
+            return Status::unavailable(format!("{server}: the connection was lost: {error}"));
+        }
+        let code = match error.reason() {
+            Some(Reason::REFUSED_STREAM) => Code::Unavailable,
+            Some(Reason::CANCEL) => Code::Cancelled,
+            Some(Reason::ENHANCE_YOUR_CALM) => Code::ResourceExhausted,
+            _ => Code::Internal,
+        };
+        Status::new(code, format!("{server}: the request was ended: {error}"))
     }
 }
 
@@ -227,20 +244,6 @@ fn refused(status: StatusCode, headers: &HeaderMap) -> Status {
         _ => Code::Unknown,
     };
     Status::from_header_map(headers).unwrap_or_else(|| Status::new(code, format!("HTTP status {status}")))
-}
-
-/// What the end of a connection, or of one request on it, is to gRPC.
-fn lost(error: h2::Error) -> Status {
-    if !error.is_reset() {
-        return Status::unavailable(format!("the connection was lost: {error}"));
-    }
-    let code = match error.reason() {
-        Some(Reason::REFUSED_STREAM) => Code::Unavailable,
-        Some(Reason::CANCEL) => Code::Cancelled,
-        Some(Reason::ENHANCE_YOUR_CALM) => Code::ResourceExhausted,
-        _ => Code::Internal,
-    };
-    Status::new(code, format!("the request was ended: {error}"))
 }
 
 #[cfg(test)]
@@ -316,13 +319,27 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_server_that_is_gone_is_named() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(serve(listener, status("0")));
+        let mut caller = Caller::connect(&format!("http://{address}")).await.unwrap();
+        let message = Text { seconds: 1, nanos: 0 };
+        assert_eq!(caller.call::<Text, Text>(METHOD, message).await.unwrap(), message);
+        serving.abort();
+        drop(serving.await);
+        let failure = caller.call::<Text, Text>(METHOD, message).await.unwrap_err();
+        assert_eq!(failure.code(), Code::Unavailable);
+        assert!(failure.message().starts_with(&format!("{address}: no connection: ")), "{failure}");
+    }
+
     #[test]
     fn what_is_no_answer_of_grpc_has_a_code_too() {
         let none = HeaderMap::new();
         assert_eq!(refused(StatusCode::SERVICE_UNAVAILABLE, &none).code(), Code::Unavailable);
         assert_eq!(refused(StatusCode::NOT_FOUND, &none).code(), Code::Unknown);
         assert_eq!(refused(StatusCode::NOT_FOUND, &status("12")).code(), Code::Unimplemented);
-        assert_eq!(lost(Reason::NO_ERROR.into()).code(), Code::Unavailable);
     }
 
     #[test]
