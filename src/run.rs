@@ -7,8 +7,6 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
@@ -20,9 +18,8 @@ use crate::coordinator::ceiling::Ceilings;
 use crate::coordinator::fence::Fence;
 use crate::coordinator::observer::NodeObserver;
 use crate::coordinator::{Coordinator, Counter, Settings};
-use crate::grpc::delivery::DeliveryLayer;
-use crate::grpc::ending::EndingLayer;
 use crate::grpc::routes::Services;
+use crate::grpc::server;
 use crate::grpc::service::Service;
 use crate::metrics::{Metrics, NodeMetrics, Registry};
 use crate::node::address::Address;
@@ -33,13 +30,6 @@ use crate::node::roster::{Roster, Seat};
 use crate::proto;
 use crate::proto::lock_service_server::LockServiceServer;
 use crate::proto::operator_service_server::OperatorServiceServer;
-
-/// Finds clients whose machine is gone.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Lock clients cancel waits all day; the default of 20 would end their connections.
-const MAX_PENDING_RESETS: usize = 4_096;
 
 /// How long answers may take to leave after the last request has been served.
 const LINGER: Duration = Duration::from_millis(500);
@@ -76,20 +66,9 @@ pub async fn run(config: Config, grpc: TcpListener, http: TcpListener, shutdown:
         .add_service(reflection(tonic_reflection::server::Builder::configure()).build_v1()?)
         .add_service(reflection(tonic_reflection::server::Builder::configure()).build_v1alpha()?);
     let ended = CancellationToken::new();
-    let server = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
-        .layer(DeliveryLayer)
-        .layer(EndingLayer)
-        .serve_with_incoming_shutdown(
-            Services::new(LockServiceServer::new(service), others),
-            TcpIncoming::from(grpc).with_nodelay(Some(true)),
-            ended.clone().cancelled_owned(),
-        );
-    let mut server = tokio::spawn(server);
+    let mut server = tokio::spawn(server::serve(grpc, Services::new(service, others), ended.clone()));
     tokio::select! {
-        result = &mut server => return Ok(result??),
+        result = &mut server => return Ok(result?),
         () = shutdown.cancelled() => {}
     }
     drain(&coordinator, &health, &ended, server, config.drain_timeout).await;
@@ -175,7 +154,7 @@ async fn drain(
     coordinator: &Arc<Coordinator>,
     health: &HealthReporter,
     ended: &CancellationToken,
-    server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+    server: tokio::task::JoinHandle<()>,
     bound: Duration,
 ) {
     info!(?bound, "shutting down");

@@ -7,9 +7,6 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use pin_project_lite::pin_project;
-use tonic::body::Body;
-use tower::{Layer, Service};
 
 use crate::coordinator::attempt::Grant;
 
@@ -28,74 +25,23 @@ impl Parcel {
     }
 }
 
-/// Watches the delivery of every response that carries a [`Parcel`].
-#[derive(Clone, Copy, Debug)]
-pub struct DeliveryLayer;
-
-impl<S> Layer<S> for DeliveryLayer {
-    type Service = Delivery<S>;
-    fn layer(&self, inner: S) -> Delivery<S> {
-        Delivery { inner }
-    }
+/// Puts the grant that a response carries on board of its body.
+pub fn carry<B>(mut response: http::Response<B>) -> http::Response<Carrier<B>> {
+    let grant = response.extensions_mut().remove::<Parcel>().and_then(|parcel| parcel.take());
+    response.map(|body| Carrier { body, grant })
 }
 
-/// See [`DeliveryLayer`].
-#[derive(Clone, Debug)]
-pub struct Delivery<S> {
-    inner: S,
-}
-
-impl<S, R> Service<http::Request<R>> for Delivery<S>
-where
-    S: Service<http::Request<R>, Response = http::Response<Body>>,
-{
-    type Response = http::Response<Body>;
-    type Error = S::Error;
-    type Future = Delivering<S::Future>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: http::Request<R>) -> Self::Future {
-        Delivering { response: self.inner.call(request) }
-    }
-}
-
-pin_project! {
-    /// A response on its way.
-    pub struct Delivering<F> {
-        #[pin]
-        response: F,
-    }
-}
-
-impl<F, E> Future for Delivering<F>
-where
-    F: Future<Output = Result<http::Response<Body>, E>>,
-{
-    type Output = Result<http::Response<Body>, E>;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut response = ready!(self.project().response.poll(context))?;
-        Poll::Ready(match response.extensions_mut().remove::<Parcel>().and_then(|parcel| parcel.take()) {
-            None => Ok(response),
-            Some(grant) => Ok(response.map(|body| Body::new(Carrier { body, grant: Some(grant) }))),
-        })
-    }
-}
-
-/// A response body with a grant on board.
-struct Carrier {
-    body: Body,
+/// A response body with, maybe, a grant on board.
+pub struct Carrier<B> {
+    body: B,
     grant: Option<Grant>,
 }
 
-impl HttpBody for Carrier {
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Carrier<B> {
     type Data = Bytes;
-    type Error = tonic::Status;
+    type Error = B::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         // The trailers are the last of an answer.
         let last = match &frame {

@@ -9,10 +9,6 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::body::Body;
-use tower::{Layer, Service};
-
-/// The streams whose ends are told apart.
-const SESSIONS: &str = "/redlock.v1.LockService/Session";
 
 /// In a request's extensions.
 #[derive(Clone, Debug, Default)]
@@ -25,40 +21,12 @@ impl Ending {
     }
 }
 
-/// Gives every session's request an [`Ending`].
-#[derive(Clone, Copy, Debug)]
-pub struct EndingLayer;
-
-impl<S> Layer<S> for EndingLayer {
-    type Service = WithEnding<S>;
-    fn layer(&self, inner: S) -> WithEnding<S> {
-        WithEnding { inner }
-    }
-}
-
-/// See [`EndingLayer`].
-#[derive(Clone, Debug)]
-pub struct WithEnding<S> {
-    inner: S,
-}
-
-impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for WithEnding<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, mut request: http::Request<Body>) -> S::Future {
-        if request.uri().path() == SESSIONS {
-            let ending = Ending::default();
-            request.extensions_mut().insert(ending.clone());
-            request = request.map(|body| Body::new(Watched { body, ending }));
-        }
-        self.inner.call(request)
-    }
+/// Gives a request an [`Ending`].
+pub fn watch(request: http::Request<Body>) -> http::Request<Body> {
+    let ending = Ending::default();
+    let mut request = request.map(|body| Body::new(Watched { body, ending: ending.clone() }));
+    request.extensions_mut().insert(ending);
+    request
 }
 
 /// A request body whose end is seen.

@@ -2,57 +2,98 @@
 //! as long as what is done for them here.
 
 use std::convert::Infallible;
-use std::task::{Context, Poll};
+use std::sync::Arc;
 
-use futures::future::Either;
+use futures::future::BoxFuture;
 use http::{Request, Response};
+use hyper::body::Incoming;
+use prost::Message;
+use tonic::Status;
 use tonic::body::Body;
-use tonic::codegen::BoxFuture;
 use tonic::server::NamedService;
 use tonic::service::Routes;
+use tower::Service as _;
 
-use crate::proto::lock_service_server::LockServiceServer;
+use crate::proto::lock_service_server::{LockService, LockServiceServer};
 
+use super::delivery::{Carrier, carry};
+use super::ending;
+use super::plain::{self, Content};
 use super::service::Service;
 
 /// All services of a proxy.
 #[derive(Clone)]
-pub struct Services {
+pub struct Services(Arc<All>);
+
+struct All {
+    service: Service,
     locks: LockServiceServer<Service>,
     others: Routes,
 }
 
 impl Services {
     /// The lock service, and what is served beside it.
-    pub fn new(locks: LockServiceServer<Service>, others: Routes) -> Self {
-        Self { locks, others: others.prepare() }
+    pub fn new(service: Service, others: Routes) -> Self {
+        Self(Arc::new(All { locks: LockServiceServer::new(service.clone()), service, others: others.prepare() }))
     }
 }
 
-/// Whether a path names a method of the lock service.
-fn is_for_locks(path: &str) -> bool {
-    path.strip_prefix('/')
-        .and_then(|path| path.strip_prefix(<LockServiceServer<Service> as NamedService>::NAME))
-        .is_some_and(|method| method.starts_with('/'))
-}
-
-impl tower::Service<Request<Body>> for Services {
-    type Response = Response<Body>;
+impl hyper::service::Service<Request<Incoming>> for Services {
+    type Response = Response<Carrier<Content>>;
     type Error = Infallible;
-    type Future = Either<BoxFuture<Response<Body>, Infallible>, <Routes as tower::Service<Request<Body>>>::Future>;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
 
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // Neither has anything to wait for: what bounds requests is the coordinator.
-        Poll::Ready(Ok(()))
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let all = self.0.clone();
+        Box::pin(async move { Ok(carry(all.serve(request).await)) })
     }
+}
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if is_for_locks(request.uri().path()) {
-            Either::Left(self.locks.call(request))
-        } else {
-            Either::Right(self.others.call(request))
+impl All {
+    async fn serve(&self, request: Request<Incoming>) -> Response<Content> {
+        let service = &self.service;
+        match lock_method(request.uri().path()) {
+            Some("Acquire") => self.plainly(request, |request| service.acquire(request)).await,
+            Some("Release") => self.plainly(request, |request| service.release(request)).await,
+            Some("Renew") => self.plainly(request, |request| service.renew(request)).await,
+            Some("Check") => self.plainly(request, |request| service.check(request)).await,
+            Some("Get") => self.plainly(request, |request| service.get(request)).await,
+            Some("List") => self.plainly(request, |request| service.list(request)).await,
+            Some("Session") => self.by_tonic(ending::watch(request.map(Body::new))).await,
+            Some(_) => self.by_tonic(request.map(Body::new)).await,
+            None => written(self.others.clone().call(request.map(Body::new)).await),
         }
     }
+
+    async fn plainly<M, R, F>(
+        &self,
+        request: Request<Incoming>,
+        serve: impl FnOnce(tonic::Request<M>) -> F,
+    ) -> Response<Content>
+    where
+        M: Message + Default,
+        R: Message,
+        F: Future<Output = Result<tonic::Response<R>, Status>>,
+    {
+        match plain::call(request, serve).await {
+            Ok(response) => response,
+            Err(odd) => self.by_tonic(odd).await,
+        }
+    }
+
+    async fn by_tonic(&self, request: Request<Body>) -> Response<Content> {
+        written(self.locks.clone().call(request).await)
+    }
+}
+
+fn written(response: Result<Response<Body>, Infallible>) -> Response<Content> {
+    let Ok(response) = response;
+    response.map(Content::Tonic)
+}
+
+/// The method, if a path names one of the lock service.
+fn lock_method(path: &str) -> Option<&str> {
+    path.strip_prefix('/')?.strip_prefix(<LockServiceServer<Service> as NamedService>::NAME)?.strip_prefix('/')
 }
 
 #[cfg(test)]
@@ -61,7 +102,7 @@ mod tests {
 
     #[test]
     fn only_the_methods_of_the_lock_service_go_its_way() {
-        assert!(is_for_locks("/redlock.v1.LockService/Acquire"));
+        assert_eq!(lock_method("/redlock.v1.LockService/Acquire"), Some("Acquire"));
         for other in [
             "/redlock.v1.LockServiceX/Acquire",
             "/redlock.v1.OperatorService/ListNodes",
@@ -69,7 +110,7 @@ mod tests {
             "/",
             "",
         ] {
-            assert!(!is_for_locks(other), "{other}");
+            assert_eq!(lock_method(other), None, "{other}");
         }
     }
 }

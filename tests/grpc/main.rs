@@ -5,6 +5,7 @@
 mod support;
 
 mod bad_input;
+mod forms;
 mod leases;
 mod lifecycle;
 mod listing;
