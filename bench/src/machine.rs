@@ -19,11 +19,6 @@ pub fn this() -> Machine {
     }
 }
 
-/// As many as a runtime with threads of its own would have, within what may be asked for.
-pub fn threads() -> u8 {
-    std::thread::available_parallelism().map_or(1, |count| count.get().min(64) as u8)
-}
-
 /// The first value of that name in a list of `name: value`.
 fn field(text: &str, name: &str) -> Option<String> {
     let fields = text.lines().filter_map(|line| line.split_once(':'));

@@ -13,8 +13,6 @@ pub enum Key {
     StreamTonicCpu64,
     UnaryRslock64,
     UnaryRslock256,
-    TonicRslock64,
-    TonicRslock256,
     UnaryEtcd64,
     StreamEtcd64,
     HungRate,
@@ -40,7 +38,7 @@ use Key::*;
 /// What it is, its unit, which side is the good one, the floor and the aim.
 type Line = (Key, &'static str, &'static str, Better, Option<f64>, Option<f64>);
 
-const LINES: [Line; 26] = [
+const LINES: [Line; 24] = [
     (StreamRslock64, "stream over rslock, 64 in flight: pairs/s", "", Higher, Some(1.3), Some(2.0)),
     (StreamRslock256, "stream over rslock, 256 in flight: pairs/s", "", Higher, Some(2.0), Some(3.0)),
     (StreamRslockCpu64, "stream over rslock, 64 in flight: CPU per pair", "", Lower, Some(0.7), Some(0.45)),
@@ -48,8 +46,6 @@ const LINES: [Line; 26] = [
     (StreamTonicCpu64, "stream over unary, both by tonic's client, 64 in flight: CPU per pair", "", Lower, Some(0.5), None),
     (UnaryRslock64, "unary over rslock, 64 clients: pairs/s", "", Higher, Some(0.7), Some(1.0)),
     (UnaryRslock256, "unary over rslock, 256 clients: pairs/s", "", Higher, Some(0.8), Some(1.0)),
-    (TonicRslock64, "unary by tonic's client over rslock, 64 clients: pairs/s", "", Higher, Some(0.7), Some(1.0)),
-    (TonicRslock256, "unary by tonic's client over rslock, 256 clients: pairs/s", "", Higher, Some(0.8), Some(1.0)),
     (UnaryEtcd64, "unary over etcd, 64 clients: pairs/s", "", Higher, Some(2.0), Some(2.5)),
     (StreamEtcd64, "stream over etcd, 64 in flight: pairs/s", "", Higher, Some(5.0), Some(6.0)),
     (HungRate, "one hung node of five, unary, 64 clients: pairs/s", "", Higher, Some(0.9), Some(0.95)),

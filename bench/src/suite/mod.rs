@@ -15,8 +15,7 @@ use clap::{Args, ValueEnum, value_parser};
 use crate::Error;
 use crate::bench::{Bench, Manner};
 use crate::client::Terms;
-use crate::load::{finish, window_length};
-use crate::machine;
+use crate::load::{MOST_THREADS, finish, window_length};
 use crate::names::Names;
 use crate::servers::etcd::{Etcd, EtcdArgs};
 use crate::servers::{Servers, ServersArgs};
@@ -84,8 +83,9 @@ pub struct SuiteArgs {
     /// Leases of sessions in the part leases
     #[arg(long, value_name = "COUNT", default_value_t = 50_000, value_parser = value_parser!(u64).range(1..=200_000))]
     session_leases: u64,
-    /// Threads of this process that serve the clients; by default as many as there are processors, as a program with tokio's main has
-    #[arg(long, value_parser = value_parser!(u8).range(1..=64), default_value_t = machine::threads())]
+    /// Threads of this process that serve the clients; 1 is a runtime without threads of its own, which suits all targets best
+    /// where the servers need the other processors
+    #[arg(long, value_parser = value_parser!(u8).range(1..=i64::from(MOST_THREADS)), default_value_t = 1)]
     pub threads: u8,
     /// Write the results as JSON too
     #[arg(long, value_name = "FILE")]

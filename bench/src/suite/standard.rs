@@ -65,7 +65,6 @@ fn set_aims(suite: &mut Suite<'_>, sides: &[Side<'_>], clients: usize, processes
         64 => {
             aims.set(Key::StreamRslock64, rate(Target::Stream, Target::Rslock));
             aims.set(Key::UnaryRslock64, rate(Target::Unary, Target::Rslock));
-            aims.set(Key::TonicRslock64, rate(Target::Tonic, Target::Rslock));
             aims.set(Key::StreamTonic64, rate(Target::Stream, Target::Tonic));
             aims.set(Key::UnaryEtcd64, rate(Target::Unary, Target::Etcd));
             aims.set(Key::StreamEtcd64, rate(Target::Stream, Target::Etcd));
@@ -80,7 +79,6 @@ fn set_aims(suite: &mut Suite<'_>, sides: &[Side<'_>], clients: usize, processes
         256 => {
             aims.set(Key::StreamRslock256, rate(Target::Stream, Target::Rslock));
             aims.set(Key::UnaryRslock256, rate(Target::Unary, Target::Rslock));
-            aims.set(Key::TonicRslock256, rate(Target::Tonic, Target::Rslock));
         }
         _ => {}
     }
