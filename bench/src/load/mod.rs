@@ -115,8 +115,8 @@ pub struct LoadArgs {
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = value_parser!(u8).range(1..=9),
           conflicts_with_all = ["server", "nodes"], help_heading = "Servers that are started")]
     pub start_proxies: u8,
-    /// Threads of this process that serve the clients; 1 is a runtime without threads of its own, which suits all targets best
-    /// where the servers need the other processors
+    /// Threads of this process that serve the clients; 1 is a runtime without threads of its own, which suits nearly all targets
+    /// best where the servers need the other processors
     #[arg(long, value_parser = value_parser!(u8).range(1..=i64::from(MOST_THREADS)), default_value_t = 1)]
     pub threads: u8,
     /// Windows of a second: rough figures

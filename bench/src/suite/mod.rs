@@ -83,8 +83,8 @@ pub struct SuiteArgs {
     /// Leases of sessions in the part leases
     #[arg(long, value_name = "COUNT", default_value_t = 50_000, value_parser = value_parser!(u64).range(1..=200_000))]
     session_leases: u64,
-    /// Threads of this process that serve the clients; 1 is a runtime without threads of its own, which suits all targets best
-    /// where the servers need the other processors
+    /// Threads of this process that serve the clients; 1 is a runtime without threads of its own, which suits nearly all targets
+    /// best where the servers need the other processors
     #[arg(long, value_parser = value_parser!(u8).range(1..=i64::from(MOST_THREADS)), default_value_t = 1)]
     pub threads: u8,
     /// Write the results as JSON too
