@@ -19,7 +19,7 @@ use crate::engine::reply::{Reply, WhyKind};
 use crate::engine::round::{AcquireRound, Loss, Step};
 use crate::engine::validity::{self, Spent, Validity, votes_within};
 use crate::metrics::AttemptOutcome;
-use crate::node::link::STALL_GRACE;
+use crate::node::link::{Link, STALL_GRACE};
 use crate::node::mailbox::{Place, ReplyTo};
 use crate::node::{Heard, Op};
 
@@ -192,18 +192,17 @@ impl Ballot {
 
     /// Posts the SETs for these nodes.
     fn ask(self: &Arc<Self>, nodes: impl IntoIterator<Item = NodeIndex>) {
-        let (coordinator, key) = (&self.coordinator, self.coordinator.key(&self.name));
-        for node in nodes {
-            let op = Op::Acquire { key: key.clone(), value: self.value.clone(), ttl: self.ttl, bucket: self.bucket };
-            self.keep_place(node, coordinator.links[node].post_acquire(op, self.clone(), self.started));
-        }
+        let (links, key) = (&self.coordinator.links, self.coordinator.key(&self.name));
+        let op = Arc::new(Op::Acquire { key, value: self.value.clone(), ttl: self.ttl, bucket: self.bucket });
+        let post = |node: NodeIndex| (node, links[node].post_acquire(op.clone(), self.clone(), self.started));
+        self.keep_places(nodes.into_iter().map(post).collect());
     }
 
-    /// Keeps the place of a release, for as long as one may be needed.
-    fn keep_place(&self, node: NodeIndex, place: Option<Place>) {
+    /// Keeps the places of releases, for as long as they may be needed.
+    fn keep_places(&self, places: Vec<(NodeIndex, Option<Place>)>) {
         let state = &mut *self.lock();
         if !state.round.is_given_up() {
-            state.places[node] = place;
+            places.into_iter().for_each(|(node, place)| state.places[node] = place);
         }
     }
 
@@ -293,12 +292,15 @@ impl Ballot {
             let tells = self.inherits() || state.round.has_quorum();
             (releases, tells)
         };
+        if releases.is_empty() {
+            return;
+        }
         let now = coordinator.env.now();
         let wake = tells.then(|| coordinator.wake_up());
+        let op = Arc::new(Op::Release { key: coordinator.key(&self.name), value: self.value.clone(), wake });
+        let cleanup = Arc::new(Cleanup(self.clone()));
         for (node, place) in releases {
-            let link = &coordinator.links[node];
-            let op = Op::Release { key: coordinator.key(&self.name), value: self.value.clone(), wake: wake.clone() };
-            let cleanup = Arc::new(Cleanup(self.clone()));
+            let (link, op, cleanup) = (&coordinator.links[node], op.clone(), cleanup.clone());
             match place {
                 Some(place) => link.post_in(place, op, cleanup, now),
                 None => link.post(op, cleanup, now),
@@ -517,12 +519,11 @@ pub(super) fn hand_over(
 ) -> Arc<Ballot> {
     let ballot = prepare(coordinator, spec, AcquireRound::new(coordinator.settings.quorum), turns);
     let (key, wake) = (coordinator.key(&spec.name), coordinator.wake_up());
+    let (old, new) = (old.clone(), ballot.value.clone());
+    let op = Arc::new(Op::HandOver { key, old, new, ttl: spec.ttl, bucket: ballot.bucket, wake });
     let reply_to = Arc::new(HandOver { ballot: ballot.clone(), release: release.clone() });
-    for (node, link) in coordinator.links.iter().enumerate() {
-        let (old, new) = (old.clone(), ballot.value.clone());
-        let op = Op::HandOver { key: key.clone(), old, new, ttl: spec.ttl, bucket: ballot.bucket, wake: wake.clone() };
-        ballot.keep_place(node, link.post_acquire(op, reply_to.clone(), ballot.started));
-    }
+    let post = |link: &Arc<Link>| link.post_acquire(op.clone(), reply_to.clone(), ballot.started);
+    ballot.keep_places(coordinator.links.iter().map(post).enumerate().collect());
     ballot
 }
 

@@ -184,6 +184,8 @@ impl Releasing {
     /// Whether somebody else than this proxy was told.
     fn told_others(&self, node: NodeIndex, reply: &Reply) -> bool {
         match reply {
+            // Whoever is not there is not asked for.
+            Reply::Released { heard: Some(0) } => false,
             Reply::Released { heard: Some(heard) } => {
                 *heard > u32::from(self.coordinator.links[node].ear().hears(self.channel))
             }
@@ -196,8 +198,9 @@ impl Releasing {
 
 impl ReplyTo for Releasing {
     fn on_reply(&self, node: NodeIndex, reply: Reply, _: Option<Heard>) {
-        let others = self.told_others(node, &reply);
-        self.state().others_wait |= others;
+        if self.told_others(node, &reply) {
+            self.state().others_wait = true;
+        }
         if self.question.take(node, reply) {
             let Yielding { head, others_wait } = std::mem::take(&mut *self.state());
             let tidings = if others_wait { Tidings::Yield } else { Tidings::Released };
@@ -317,9 +320,10 @@ impl ReplyTo for Renewal {
 }
 
 impl Coordinator {
-    fn ask(&self, reply_to: &Arc<impl ReplyTo + 'static>, now: Instant, op: impl Fn() -> Op) {
+    fn ask(&self, reply_to: &Arc<impl ReplyTo + 'static>, now: Instant, op: Op) {
+        let op = Arc::new(op);
         for link in &self.links {
-            link.post(op(), reply_to.clone(), now);
+            link.post(op.clone(), reply_to.clone(), now);
         }
     }
 
@@ -363,7 +367,7 @@ impl Coordinator {
             return releasing;
         }
         let (key, wake) = (self.key(&id.name), self.wake_up());
-        let release = || Op::Release { key: key.clone(), value: id.value.clone(), wake: Some(wake.clone()) };
+        let release = Op::Release { key, value: id.value.clone(), wake: Some(wake) };
         self.ask(&releasing, self.env.now(), release);
         // What the next in line sends comes after the release.
         if let Next::Trying(head) = next {
@@ -375,7 +379,7 @@ impl Coordinator {
     /// Lets the TTL of a lease count from now.
     pub async fn renew(self: &Arc<Self>, id: &LockId, ttl: Ttl, received: Instant) -> Result<Lease, NoQuorum> {
         let key = self.key(&id.name);
-        let op = || Op::Renew { key: key.clone(), value: id.value.clone(), ttl };
+        let op = Op::Renew { key, value: id.value.clone(), ttl };
         self.prolong(id, ttl, received, self.turns(id), op).await
     }
 
@@ -384,7 +388,7 @@ impl Coordinator {
     pub async fn adopt(self: &Arc<Self>, adoption: &Adoption, received: Instant) -> Result<Lease, NoQuorum> {
         let Adoption { old, new, ttl } = adoption;
         let key = self.key(&new.name);
-        let op = || Op::Adopt { key: key.clone(), old: old.value.clone(), new: new.value.clone(), ttl: *ttl };
+        let op = Op::Adopt { key, old: old.value.clone(), new: new.value.clone(), ttl: *ttl };
         self.prolong(new, *ttl, received, self.turns(old), op).await
     }
 
@@ -405,7 +409,7 @@ impl Coordinator {
         ttl: Ttl,
         received: Instant,
         turns: u32,
-        op: impl Fn() -> Op,
+        op: Op,
     ) -> Result<Lease, NoQuorum> {
         let (started, sleeps) = (self.env.now(), self.sleeps());
         let key = self.key(&id.name);
@@ -445,7 +449,7 @@ impl Coordinator {
             return Ok(lease(true, validity));
         }
         if mutant!("renewal-deletes-when-lost") {
-            self.ask(&Arc::new(Nobody), now, || Op::Release { key: key.clone(), value: id.value.clone(), wake: None });
+            self.ask(&Arc::new(Nobody), now, Op::Release { key, value: id.value.clone(), wake: None });
         }
         self.ledger.forget(id);
         self.metrics.renewal(RenewalOutcome::Lost);
@@ -463,8 +467,7 @@ impl Coordinator {
     pub async fn check(&self, id: &LockId, received: Instant) -> Result<Lease, NoQuorum> {
         let started = self.env.now();
         let question = Arc::new(Question::new(LeaseRound::new(self.settings.quorum)));
-        let key = self.key(&id.name);
-        self.ask(&question, started, || Op::Check { key: key.clone(), value: id.value.clone() });
+        self.ask(&question, started, Op::Check { key: self.key(&id.name), value: id.value.clone() });
         let verdict = question.answer().await;
         if verdict == Verdict::Unknown {
             return Err(self.no_quorum(question.with(|asked| asked.round.report())));
@@ -481,7 +484,7 @@ impl Coordinator {
         let started = self.env.now();
         let question = Arc::new(Question::new(Survey::new(self.settings.quorum)));
         let key = self.key(name);
-        self.ask(&question, started, || Op::Inspect { key: key.clone() });
+        self.ask(&question, started, Op::Inspect { key });
         let occupancy = question.answer().await;
         let spent = Spent { elapsed: self.env.now() - started, ..Spent::default() };
         let (held, by) = match occupancy {

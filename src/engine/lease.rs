@@ -210,6 +210,14 @@ impl LockValue {
         is_secret(secret).then(|| Self(text.into()))
     }
 
+    /// The same for values that are the same, and for others only by chance or if they are of one request: a hash of their head.
+    pub fn tag(&self) -> u64 {
+        let head = self.0.as_bytes().first_chunk::<32>().unwrap_or(&[0; 32]);
+        let mix =
+            |sum: u64, part: &[u8; 8]| (sum.rotate_left(5) ^ u64::from_le_bytes(*part)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        head.as_chunks::<8>().0.iter().fold(0, mix)
+    }
+
     /// Whether it was composed for this request.
     pub fn is_of(&self, request: u128) -> bool {
         self.0.strip_prefix(&format!("{request:032x}")).is_some_and(|rest| rest.starts_with('.'))
@@ -269,6 +277,18 @@ mod tests {
         assert_eq!(Owner::new(""), Ok(None));
         assert_eq!(Owner::new("a;b"), Err(TextError::Forbidden { character: ';', at: 1 }));
         assert!(matches!(Owner::new(&"x".repeat(129)), Err(TextError::TooLong { .. })));
+    }
+
+    #[test]
+    fn tags_tell_values_apart_unless_they_are_of_one_request() {
+        let of = |request, try_number| Some(RequestKey { request, attempt: 1, try_number });
+        let owner = Owner::new("ann").unwrap();
+        let tag = |nonce, request| LockValue::new(nonce, request, owner.as_ref()).tag();
+        assert_eq!(tag(7, None), tag(7, None));
+        let all = [tag(7, None), tag(8, None), tag(7 << 64, None), tag(7 << 120, None), tag(7, of(7, 1)), tag(7, of(9, 1))];
+        let apart: std::collections::BTreeSet<u64> = all.into_iter().collect();
+        assert_eq!(apart.len(), 5, "the fifth begins as the first does");
+        assert_eq!(tag(7, of(7, 1)), tag(9, of(7, 2)));
     }
 
     #[test]

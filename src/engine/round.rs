@@ -50,6 +50,18 @@ enum Vote {
     Dropped,
 }
 
+/// How many of the votes are what.
+#[derive(Default)]
+struct Tally {
+    not_asked: usize,
+    yes: usize,
+    /// With yes or no.
+    replied: usize,
+    /// Those that were not asked, too.
+    pending: usize,
+    silent: usize,
+}
+
 /// One attempt to set our value on a quorum of the nodes.
 #[derive(Debug)]
 pub struct AcquireRound {
@@ -91,7 +103,7 @@ impl AcquireRound {
 
     /// Whether a quorum said yes.
     pub fn has_quorum(&self) -> bool {
-        self.quorum.reached(self.yes())
+        self.quorum.reached(self.tally().yes)
     }
 
     /// Asked before the operation is sent to `node`: `false` if it shall not be sent any more. `true` counts it as sent.
@@ -135,18 +147,17 @@ impl AcquireRound {
             return Step::Wait;
         }
         self.decided = true;
-        Step::GiveUp(if self.quorum.reached(self.replied()) { Loss::Contended } else { Loss::NoQuorum })
+        Step::GiveUp(if self.quorum.reached(self.tally().replied) { Loss::Contended } else { Loss::NoQuorum })
     }
 
     fn decide(&mut self) -> Step {
         if self.decided {
             return Step::Wait;
         }
-        if self.votes.iter().any(|vote| matches!(vote, Vote::NotAsked)) {
+        let Tally { not_asked, yes, replied, pending, silent } = self.tally();
+        if not_asked > 0 {
             return self.decide_on_the_first();
         }
-        let (yes, replied, pending) = (self.yes(), self.replied(), self.pending());
-        let silent = self.votes.iter().filter(|vote| matches!(vote, Vote::Unknown(_))).count();
         let reachable = mutant!("quorum-of-the-reachable") && yes > (self.votes.len() - silent) / 2;
         let step = if self.quorum.reached(yes) || reachable {
             Step::Grant
@@ -198,16 +209,20 @@ impl AcquireRound {
         }
     }
 
-    fn yes(&self) -> usize {
-        self.votes.iter().filter(|vote| matches!(vote, Vote::Yes)).count()
-    }
-
-    fn replied(&self) -> usize {
-        self.votes.iter().filter(|vote| matches!(vote, Vote::Yes | Vote::No(_))).count()
-    }
-
-    fn pending(&self) -> usize {
-        self.votes.iter().filter(|vote| matches!(vote, Vote::NotAsked | Vote::Queued | Vote::Sent)).count()
+    /// Counted at every reply.
+    fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        for vote in &self.votes {
+            match vote {
+                Vote::NotAsked => (tally.not_asked, tally.pending) = (tally.not_asked + 1, tally.pending + 1),
+                Vote::Queued | Vote::Sent => tally.pending += 1,
+                Vote::Yes => (tally.yes, tally.replied) = (tally.yes + 1, tally.replied + 1),
+                Vote::No(_) => tally.replied += 1,
+                Vote::Unknown(_) => tally.silent += 1,
+                Vote::Dropped => {}
+            }
+        }
+        tally
     }
 
     /// The label of the value that most of the refusing nodes hold.
@@ -300,7 +315,8 @@ pub struct LeaseRound {
 impl LeaseRound {
     /// A question to all nodes of `quorum`.
     pub fn new(quorum: Quorum) -> Self {
-        Self { quorum, replies: vec![None; quorum.nodes()], decided: false, is_release: false }
+        let replies = std::iter::repeat_with(|| None).take(quorum.nodes()).collect();
+        Self { quorum, replies, decided: false, is_release: false }
     }
 
     /// A release.
@@ -338,13 +354,20 @@ impl LeaseRound {
         Some(verdict)
     }
 
+    /// How many hold it, do not hold it, and have not replied. Counted at every reply.
     fn tally(&self) -> (usize, usize, usize) {
-        let count = |wanted: fn(&Option<Reply>) -> bool| self.replies.iter().filter(|reply| wanted(reply)).count();
-        (
-            count(is_held),
-            count(|reply| matches!(reply, Some(Reply::Absent | Reply::Other(_) | Reply::HandedOver { released: false, .. }))),
-            count(Option::is_none),
-        )
+        let (mut held, mut against, mut pending) = (0, 0, 0);
+        for reply in &self.replies {
+            match reply {
+                None => pending += 1,
+                Some(Reply::Yes | Reply::Held { .. } | Reply::Released { .. } | Reply::HandedOver { released: true, .. }) => {
+                    held += 1;
+                }
+                Some(Reply::Absent | Reply::Other(_) | Reply::HandedOver { released: false, .. }) => against += 1,
+                Some(_) => {}
+            }
+        }
+        (held, against, pending)
     }
 
     /// Milliseconds for which a quorum keeps the lease: the quorum-th largest time left among the nodes that hold it, or
@@ -374,14 +397,6 @@ impl LeaseRound {
     /// What each node said, for people.
     pub fn report(&self) -> Vec<String> {
         self.replies.iter().map(describe_reply).collect()
-    }
-}
-
-fn is_held(reply: &Option<Reply>) -> bool {
-    match reply {
-        Some(Reply::Yes | Reply::Held { .. } | Reply::Released { .. }) => true,
-        Some(Reply::HandedOver { released, .. }) => *released,
-        _ => false,
     }
 }
 

@@ -43,7 +43,7 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 const MAX_TURNS: u32 = 3;
 
 /// How long a node may be left idle for a larger batch. A timer's tick, a millisecond, comes on top.
-const LINGER: Duration = Duration::from_micros(500);
+const LINGER: Duration = Duration::from_millis(1);
 
 /// When the next batch goes out. Whoever was answered by the last one is about to ask for the next thing; sent at once, the first
 /// few of them would go alone, and the node would be woken several times for what it can do in one call.
@@ -225,17 +225,17 @@ impl Link {
     }
 
     /// Queues an operation; see [`Mailbox::post`].
-    pub fn post(&self, op: Op, reply_to: Arc<dyn ReplyTo>, now: Instant) {
+    pub fn post(&self, op: impl Into<Arc<Op>>, reply_to: Arc<dyn ReplyTo>, now: Instant) {
         self.mailbox.post(op, reply_to, now);
     }
 
     /// Queues a SET; see [`Mailbox::post_acquire`].
-    pub fn post_acquire(&self, op: Op, reply_to: Arc<dyn ReplyTo>, now: Instant) -> Option<Place> {
+    pub fn post_acquire(&self, op: impl Into<Arc<Op>>, reply_to: Arc<dyn ReplyTo>, now: Instant) -> Option<Place> {
         self.mailbox.post_acquire(op, reply_to, now)
     }
 
     /// Queues in a reserved place; see [`Mailbox::post_in`].
-    pub fn post_in(&self, place: Place, op: Op, reply_to: Arc<dyn ReplyTo>, now: Instant) {
+    pub fn post_in(&self, place: Place, op: impl Into<Arc<Op>>, reply_to: Arc<dyn ReplyTo>, now: Instant) {
         self.mailbox.post_in(place, op, reply_to, now);
     }
 
@@ -456,7 +456,7 @@ impl Link {
         closed: &mut BoxFuture<'static, Arc<str>>,
         batch: Vec<Entry>,
     ) -> Result<(), Arc<str>> {
-        let ops: Vec<&Op> = batch.iter().map(|entry| &entry.op).collect();
+        let ops: Vec<&Op> = batch.iter().map(|entry| &*entry.op).collect();
         let sent_at = self.env.now();
         self.known().in_flight = ops.len();
         let outcome = self.await_call(connection, closed, &ops, &batch, sent_at).await;
@@ -650,7 +650,7 @@ impl Link {
         let no_vote = self.judge(&replies, sent_at);
         let heard = Heard { time: replies.time, sent: sent_at, may_vote: no_vote.is_none() };
         for (entry, mut reply) in batch.iter().zip(replies.replies) {
-            if let (Op::Acquire { .. }, Reply::Yes | Reply::Counted { .. }, Some(standing)) = (&entry.op, &reply, &no_vote) {
+            if let (Op::Acquire { .. }, Reply::Yes | Reply::Counted { .. }, Some(standing)) = (&*entry.op, &reply, &no_vote) {
                 reply = Reply::Unknown(Why { kind: WhyKind::NoVote(standing.clone()), may_have_landed: true });
                 self.note_lost_vote();
             }
@@ -667,7 +667,7 @@ impl Link {
                 Op::Renew { .. } | Op::Adopt { .. },
                 Reply::Held { .. },
                 Some(standing @ (Standing::Foreign(_) | Standing::Raising)),
-            ) = (&entry.op, &reply, &no_vote)
+            ) = (&*entry.op, &reply, &no_vote)
             {
                 reply = Reply::Unknown(Why { kind: WhyKind::NoVote(standing.clone()), may_have_landed: true });
             }

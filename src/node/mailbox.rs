@@ -4,7 +4,6 @@
 //! SET but never loses a release.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -76,18 +75,15 @@ impl Reach {
 
 /// A place in a mailbox, given back when dropped.
 #[derive(Debug)]
-pub struct Place(Arc<AtomicUsize>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Release);
-    }
+pub struct Place {
+    /// The mailbox has one too, and counts them all.
+    _taken: Arc<()>,
 }
 
 /// An operation on its way.
 pub struct Entry {
-    /// What to do.
-    pub op: Op,
+    /// What to do: the same for all nodes that are asked for it.
+    pub op: Arc<Op>,
     /// Who wants to know.
     pub reply_to: Arc<dyn ReplyTo>,
     posted_at: Instant,
@@ -101,7 +97,7 @@ impl Entry {
             return None;
         }
         if !self.op.is_release() {
-            self.op = self.op.release_of()?;
+            self.op = self.op.release_of()?.into();
             self.reply_to = self.reply_to.for_release().unwrap_or_else(|| Arc::new(Nobody));
         }
         Some(self)
@@ -113,7 +109,7 @@ pub struct Mailbox {
     node: NodeIndex,
     waiting: Mutex<Waiting>,
     arrived: Notify,
-    places_taken: Arc<AtomicUsize>,
+    places_taken: Arc<()>,
     places: usize,
     /// A release is of no use after the longest time that a key can live.
     release_lives: Duration,
@@ -122,6 +118,8 @@ pub struct Mailbox {
 struct Waiting {
     queue: VecDeque<Entry>,
     reach: Reach,
+    /// Whoever sends them sleeps until so many are there; `None`: it is awake.
+    wake_at: Option<usize>,
 }
 
 impl Mailbox {
@@ -130,7 +128,7 @@ impl Mailbox {
         let reach = Reach::Down("not connected yet".into());
         Self {
             node,
-            waiting: Mutex::new(Waiting { queue: VecDeque::new(), reach }),
+            waiting: Mutex::new(Waiting { queue: VecDeque::new(), reach, wake_at: None }),
             arrived: Notify::new(),
             places_taken: Arc::default(),
             places,
@@ -143,9 +141,13 @@ impl Mailbox {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// As many threads as there are may find the same place free: so many more than `places` can be taken.
     fn take_place(&self, places: usize) -> Option<Place> {
-        let place = Place(self.places_taken.clone());
-        (self.places_taken.fetch_add(1, Ordering::Relaxed) < places).then_some(place)
+        (self.places_taken() < places).then(|| Place { _taken: self.places_taken.clone() })
+    }
+
+    fn places_taken(&self) -> usize {
+        Arc::strong_count(&self.places_taken) - 1
     }
 
     /// Whatever is asked for, a release finds room: there is as much again for releases only.
@@ -155,7 +157,8 @@ impl Mailbox {
 
     /// Queues an operation. If it can not be sent now, it is answered unknown at once; a release is kept all the same,
     /// for when the node can be reached, unless too many are.
-    pub fn post(&self, op: Op, reply_to: Arc<dyn ReplyTo>, now: Instant) {
+    pub fn post(&self, op: impl Into<Arc<Op>>, reply_to: Arc<dyn ReplyTo>, now: Instant) {
+        let op = op.into();
         match self.take_place(self.places_for(&op)) {
             Some(place) => self.enqueue(op, reply_to, place, now, KEPT_RELEASES),
             None => self.refuse(&*reply_to, WhyKind::MailboxFull),
@@ -163,7 +166,8 @@ impl Mailbox {
     }
 
     /// Queues a SET or a hand-over together with the place of its release, which the caller keeps for [`Mailbox::post_in`].
-    pub fn post_acquire(&self, op: Op, reply_to: Arc<dyn ReplyTo>, now: Instant) -> Option<Place> {
+    pub fn post_acquire(&self, op: impl Into<Arc<Op>>, reply_to: Arc<dyn ReplyTo>, now: Instant) -> Option<Place> {
+        let op = op.into();
         let (Some(place), Some(reserved)) = (self.take_place(self.places), self.take_place(self.places)) else {
             self.refuse(&*reply_to, WhyKind::MailboxFull);
             // What is released is not kept because there is no room for whoever comes next.
@@ -177,27 +181,30 @@ impl Mailbox {
     }
 
     /// Queues an operation in a place that was reserved for it: never full.
-    pub fn post_in(&self, place: Place, op: Op, reply_to: Arc<dyn ReplyTo>, now: Instant) {
-        self.enqueue(op, reply_to, place, now, usize::MAX);
+    pub fn post_in(&self, place: Place, op: impl Into<Arc<Op>>, reply_to: Arc<dyn ReplyTo>, now: Instant) {
+        self.enqueue(op.into(), reply_to, place, now, usize::MAX);
     }
 
     /// `keep`: how many may wait for a node that can not be reached for this release to join them.
-    fn enqueue(&self, op: Op, reply_to: Arc<dyn ReplyTo>, place: Place, now: Instant, keep: usize) {
-        let objection = {
-            let mut waiting = self.waiting();
-            let objection = waiting.reach.objection();
-            let entry = Entry { op, reply_to: reply_to.clone(), posted_at: now, _place: place };
-            if objection.is_none() {
-                waiting.queue.push_back(entry);
-            } else if waiting.queue.len() < keep {
-                waiting.queue.extend(entry.into_release());
+    fn enqueue(&self, op: Arc<Op>, reply_to: Arc<dyn ReplyTo>, place: Place, now: Instant, keep: usize) {
+        let mut waiting = self.waiting();
+        let Some(objection) = waiting.reach.objection() else {
+            waiting.queue.push_back(Entry { op, reply_to, posted_at: now, _place: place });
+            // Not at each: whoever sends them would only count them and go back to sleep.
+            let here = waiting.queue.len();
+            let enough = waiting.wake_at.take_if(|count| here >= *count).is_some();
+            drop(waiting);
+            if enough {
+                self.arrived.notify_one();
             }
-            objection
+            return;
         };
-        match objection {
-            None => self.arrived.notify_one(),
-            Some(kind) => self.refuse(&*reply_to, kind),
+        if waiting.queue.len() < keep {
+            let entry = Entry { op, reply_to: reply_to.clone(), posted_at: now, _place: place };
+            waiting.queue.extend(entry.into_release());
         }
+        drop(waiting);
+        self.refuse(&*reply_to, objection);
     }
 
     fn refuse(&self, reply_to: &dyn ReplyTo, kind: WhyKind) {
@@ -244,9 +251,17 @@ impl Mailbox {
 
     /// Until so many operations wait. Safe to cancel.
     pub async fn holds(&self, count: usize) {
-        while self.len() < count {
+        while !self.holds_or_wakes(count) {
             self.arrived.notified().await;
         }
+    }
+
+    /// Whether so many wait; if not, [`Mailbox::arrived`] tells when they do.
+    fn holds_or_wakes(&self, count: usize) -> bool {
+        let mut waiting = self.waiting();
+        let holds = waiting.queue.len() >= count;
+        waiting.wake_at = (!holds).then_some(count);
+        holds
     }
 
     /// The next operations to send, at least one and at most `max`; releases first. Waits for them. Safe to cancel.
@@ -254,15 +269,12 @@ impl Mailbox {
         // Whoever was woken by the last replies has a turn first: what they post goes along, and the node is woken once for all.
         tokio::task::yield_now().await;
         loop {
-            let arrived = self.arrived.notified();
             let batch = self.take(max);
             if !batch.is_empty() {
                 return batch;
             }
             // All that was taken may have been taken back, with more behind it.
-            if self.is_empty() {
-                arrived.await;
-            }
+            self.holds(1).await;
         }
     }
 
@@ -293,7 +305,7 @@ impl Mailbox {
 
     /// Whether nothing waits, nothing is under way, and nobody has reserved a place.
     pub fn is_idle(&self) -> bool {
-        self.places_taken.load(Ordering::Acquire) == 0
+        self.places_taken() == 0
     }
 
     /// Whether none does.
@@ -334,27 +346,36 @@ enum Turn {
     Last,
 }
 
-/// Of each entry.
+/// Of each entry. Values are known by their tags: two with the same one cost a release its turn, and nothing else.
 fn turns(batch: &[Entry]) -> Vec<Turn> {
-    let mut in_use: FxHashSet<&LockValue> = FxHashSet::with_capacity_and_hasher(batch.len(), FxBuildHasher);
-    in_use.extend(batch.iter().flat_map(|entry| entry.op.goes_before_release_of()));
+    let mut in_use: FxHashSet<u64> = FxHashSet::with_capacity_and_hasher(batch.len(), FxBuildHasher);
+    in_use.extend(batch.iter().flat_map(|entry| entry.op.goes_before_release_of()).map(LockValue::tag));
     let overtakes = mutant!("release-overtakes-its-set");
-    let goes_first = |op: &Op| matches!(op, Op::Release { value, .. } if overtakes || !in_use.contains(value));
-    let others = batch.iter().map(|entry| &entry.op).filter(|op| !is_plain_set(op) && !goes_first(op));
-    let others: FxHashSet<&str> = others.map(|op| &**op.key()).collect();
-    let turn = |entry: &Entry| match &entry.op {
-        op if goes_first(op) => Turn::First,
-        op if is_plain_set(op) && !others.contains(&**op.key()) => Turn::Second,
+    let turn = |entry: &Entry| match &*entry.op {
+        Op::Release { value, .. } if overtakes || !in_use.contains(&value.tag()) => Turn::First,
+        op if is_plain_set(op) => Turn::Second,
         _ => Turn::Last,
     };
-    batch.iter().map(turn).collect()
+    let mut turns: Vec<Turn> = batch.iter().map(turn).collect();
+    if !turns.contains(&Turn::Last) {
+        return turns;
+    }
+    let last = batch.iter().zip(&turns).filter(|(_, turn)| **turn == Turn::Last);
+    let in_last: FxHashSet<&str> = last.map(|(entry, _)| &**entry.op.key()).collect();
+    for (entry, turn) in batch.iter().zip(&mut turns) {
+        if *turn == Turn::Second && in_last.contains(&**entry.op.key()) {
+            *turn = Turn::Last;
+        }
+    }
+    turns
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::lease::Ttl;
+    use crate::engine::lease::{RequestKey, Ttl};
     use crate::node::WakeUp;
+    use std::sync::atomic::Ordering;
 
     #[derive(Default)]
     struct Log {
@@ -395,7 +416,7 @@ mod tests {
     }
 
     fn ops(batch: &[Entry]) -> Vec<Op> {
-        batch.iter().map(|entry| entry.op.clone()).collect()
+        batch.iter().map(|entry| (*entry.op).clone()).collect()
     }
 
     #[test]
@@ -432,6 +453,37 @@ mod tests {
             mailbox.post(op, log.clone(), now);
         }
         assert_eq!(ops(&mailbox.take(9)), [release(3), adoption, release(4), release(5)]);
+    }
+
+    /// Their tags are the same: it may be the value that is set.
+    #[test]
+    fn a_release_does_not_overtake_another_set_of_its_request() {
+        let (mailbox, log, now) = (up(99), Arc::new(Log::default()), Instant::now());
+        let of = |try_number| LockValue::new(3, Some(RequestKey { request: 5, attempt: 1, try_number }), None);
+        let ttl = Ttl::from_millis(1000, Ttl::LONGEST).unwrap();
+        let set = Op::Acquire { key: "k".into(), value: of(2), ttl, bucket: None };
+        let earlier = Op::Release { key: "k".into(), value: of(1), wake: None };
+        for op in [set.clone(), earlier.clone(), release(9)] {
+            mailbox.post(op, log.clone(), now);
+        }
+        assert_eq!(ops(&mailbox.take(9)), [release(9), set, earlier]);
+    }
+
+    #[tokio::test]
+    async fn whoever_sends_is_woken_when_enough_is_there() {
+        let (mailbox, log, now) = (Arc::new(up(99)), Arc::new(Log::default()), Instant::now());
+        for wanted in [3, 1] {
+            let sender = mailbox.clone();
+            let woken = tokio::spawn(async move { sender.holds(wanted).await });
+            tokio::task::yield_now().await;
+            for nonce in 0..wanted {
+                assert!(!woken.is_finished());
+                mailbox.post(release(nonce as u128), log.clone(), now);
+                tokio::task::yield_now().await;
+            }
+            tokio::time::timeout(Duration::from_secs(10), woken).await.expect("woken").unwrap();
+            mailbox.take(9);
+        }
     }
 
     /// For these a node has a command of its own.

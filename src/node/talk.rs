@@ -70,7 +70,8 @@ impl Talk {
 
     /// Carries out a batch. `Err` if nothing is known of any of its operations.
     pub async fn call(&self, wire: &impl Wire, batch: &[&Op], course: Course) -> Result<Replies, WireError> {
-        let (replies, turn) = (vec![None; batch.len()], self.first_turn(batch, course));
+        let replies = std::iter::repeat_with(|| None).take(batch.len()).collect();
+        let turn = self.first_turn(batch, course);
         let mut call = Call { talk: self, batch, replies, look: None, earlier: Vec::new(), turn };
         while let commands @ 1.. = call.turn.commands() {
             let answers = wire.exchange(commands, |out| call.write(out)).await?;
@@ -162,9 +163,7 @@ impl<'a> Call<'a> {
             let args = script::encode_free(&releases, self.talk.awaited.load(Ordering::Relaxed));
             write_script(out, &self.talk.scripts.free, *by, releases.iter().map(|op| &**op.key()), &args);
         }
-        for op in &self.batch[self.turn.sets.clone()] {
-            write_set(out, op);
-        }
+        write_sets(out, &self.batch[self.turn.sets.clone()]);
         if let Some((steps, by)) = &self.turn.script {
             let asked = self.asked(steps);
             let args = script::encode(self.talk.run_id.get().map_or("", |run_id| &**run_id), &asked);
@@ -333,18 +332,23 @@ fn is_unknown(error: &str, by: By) -> bool {
     by == By::Hash && error.starts_with("NOSCRIPT")
 }
 
-fn write_set(out: &mut Vec<u8>, op: &Op) {
-    let Op::Acquire { key, value, ttl, .. } = op else { return };
+/// One for each vote: what is the same in many of them is put together once.
+fn write_sets(out: &mut Vec<u8>, sets: &[&Op]) {
     let over_anything = mutant!("set-over-whatever-is-there");
-    resp::write_head(out, if over_anything { 5 } else { 6 });
-    resp::write_word(out, b"SET");
-    resp::write_word(out, key.as_bytes());
-    resp::write_word(out, value.as_str().as_bytes());
-    if !over_anything {
-        resp::write_word(out, b"NX");
+    let (mut tail, mut tail_is_for) = (Vec::new(), None);
+    for op in sets {
+        let Op::Acquire { key, value, ttl, .. } = op else { continue };
+        if tail_is_for != Some(*ttl) {
+            (tail, tail_is_for) = (Vec::new(), Some(*ttl));
+            tail.extend_from_slice(if over_anything { b"" } else { b"$2\r\nNX\r\n" });
+            resp::write_word(&mut tail, b"PX");
+            resp::write_number(&mut tail, ttl.as_millis());
+        }
+        out.extend_from_slice(if over_anything { b"*5\r\n$3\r\nSET\r\n" } else { b"*6\r\n$3\r\nSET\r\n" });
+        resp::write_word(out, key.as_bytes());
+        resp::write_word(out, value.as_str().as_bytes());
+        out.extend_from_slice(&tail);
     }
-    resp::write_word(out, b"PX");
-    resp::write_number(out, ttl.as_millis());
 }
 
 fn write_script<'k>(out: &mut Vec<u8>, script: &Script, by: By, keys: impl Iterator<Item = &'k str> + Clone, args: &[Arg<'_>]) {
