@@ -465,17 +465,12 @@ impl Link {
             Ok(replies) => {
                 self.note_round_trip(ops.len(), self.env.now() - sent_at);
                 self.deliver(&batch, replies, sent_at);
-                if self.is_suspended() {
-                    self.await_prompt_answer(connection, closed).await?;
-                    self.set_reach(Reach::Up);
-                }
-                Ok(())
             }
             Err(WireError::Closed(why)) => {
                 let kind = WhyKind::ConnectionLost(why.clone());
                 self.answer_unknown(&batch, &kind, true);
                 self.put_back_releases(batch);
-                Err(why)
+                return Err(why);
             }
             Err(error) => {
                 // The script may have stopped half way, with what it had written in place.
@@ -485,9 +480,15 @@ impl Link {
                     batch.iter().for_each(|entry| entry.reply_to.on_reply(self.index, refusal.clone(), None));
                 }
                 self.answer_unknown(&batch, &WhyKind::ServerError(error.to_string().into()), true);
-                self.after_refusal(connection, closed, batch).await
+                self.after_refusal(connection, closed, batch).await?;
             }
         }
+        // Too late too often, whatever it said.
+        if self.is_suspended() {
+            self.await_prompt_answer(connection, closed).await?;
+            self.set_reach(Reach::Up);
+        }
+        Ok(())
     }
 
     /// What frees keys is sent again: a release can be repeated.

@@ -613,6 +613,32 @@ async fn one_server_under_two_names_votes_once() {
     assert!(!unfit(&first) && !unfit(&second));
 }
 
+/// It has answered late three times, the last time with an error: a probe brings it back as after any other answer.
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_third_late_answer_is_an_error_comes_back() {
+    let mut scene = Scene::up().await;
+    for number in 1..=3 {
+        scene.post(set(number));
+        let call = scene.call().await;
+        sleep(CALL + Duration::from_millis(1)).await;
+        match number {
+            3 => call.end(Err(WireError::Server("the node's marker changed during the call".into()))),
+            _ => call.all_yes(),
+        }
+        settle().await;
+    }
+    let trial = scene.call().await;
+    assert_eq!(trial.ops, [], "whether it answers at all");
+    trial.answer(vec![]);
+    settle().await;
+    assert_eq!(scene.link.status().reach, Reach::Suspended);
+    scene.call().await.answer(vec![]);
+    settle().await;
+    assert_eq!(scene.link.status().reach, Reach::Up);
+    scene.post(set(4));
+    assert_eq!(scene.call().await.ops, [set(4)]);
+}
+
 /// Protocol section 6: nothing waits for a node that keeps timing out, and a probe brings it back.
 #[tokio::test(start_paused = true)]
 async fn a_node_that_times_out_three_times_in_a_row_is_sent_probes_only() {
